@@ -1,0 +1,42 @@
+# Two environments: .venv is a user's (`make demo`), .venv-dev adds the tests, the peers they compare with, and torchvision.
+PYTHON ?= python3
+INSTALL = install --quiet --constraint constraints.txt
+DEV = .venv-dev/bin/python
+export PYTHONPATH += $(CURDIR)/tests/torchvision_cpu
+CODE = modeling_megavit conversion_scripts benchmarks tests setup.py
+
+.PHONY: demo test test-slow style quality bench clean
+
+.venv/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip $(INSTALL) --editable ".[train]"
+	touch $@
+
+.venv-dev/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/pip $(INSTALL) --editable ".[dev]"
+	touch $@
+
+demo: .venv/.installed  ## train a classifier of handwritten digits
+	.venv/bin/megavit train digits --output_dir outputs/digits
+
+test: .venv-dev/.installed  ## what CI runs
+	$(DEV) -m pytest
+
+test-slow: .venv-dev/.installed  ## the long checks, transformers' own test suites among them
+	$(DEV) -m pytest -m slow
+
+style: .venv-dev/.installed  ## format, and mend what can be mended
+	$(DEV) -m ruff check --fix $(CODE)
+	$(DEV) -m ruff format $(CODE)
+
+quality: .venv-dev/.installed  ## check style and the modeling rules
+	$(DEV) -m ruff check $(CODE)
+	$(DEV) -m ruff format --check $(CODE)
+	$(DEV) -m mlinter modeling_megavit
+
+bench: .venv-dev/.installed  ## speed against transformers and timm
+	$(DEV) benchmarks/speed.py --output_dir outputs/bench
+
+clean:
+	rm -rf .venv .venv-dev build outputs *.egg-info

@@ -1,0 +1,289 @@
+# Copyright 2026 The MegaVit team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""MegaVit configuration: one set of fields from which plain ViT, ViT-22B, NaViT and mega-vit are settings."""
+
+import difflib
+import importlib
+import json
+from dataclasses import fields
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import auto_docstring
+
+
+_PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "embedding_dropout_prob",
+    "drop_path_rate",
+    "token_dropout_prob",
+)
+
+
+@auto_docstring(
+    custom_intro="""
+    The configuration of a [`MegaVitModel`]. The defaults are a base-sized model with the block, the normalisation and
+    the pooling of [ViT-22B](https://huggingface.co/papers/2302.05442).
+    """
+)
+@strict
+class MegaVitConfig(PreTrainedConfig):
+    r"""
+    image_size (`int`, `list[int]` or `tuple[int, int]`, *optional*, defaults to 224):
+        Pre-training size in pixels, one number or (height, width). It sets the grid of the position embeddings; the
+        model takes any other size that the patch size divides.
+    patch_size (`int`, `list[int]` or `tuple[int, int]`, *optional*, defaults to 16):
+        Size of a patch in pixels, one number or (height, width).
+    layer_type (`str`, *optional*, defaults to `"parallel"`):
+        `"parallel"`: attention and MLP read the same normalised input, `y = norm(x); x + attention(y) + mlp(y)`
+        (ViT-22B, section 2). `"sequential"`: the pre-norm block of ViT. `"mega_vit"`: what the packages mega-vit 0.0.4
+        and zeta compute, for their checkpoints only.
+    norm_type (`str`, *optional*, defaults to `"rms_norm"`):
+        `"rms_norm"` (ViT-22B: no bias, no centring) or `"layer_norm"`.
+    norm_bias (`bool`, *optional*, defaults to `False`):
+        Whether layer norms have a bias. An RMSNorm has none.
+    qk_norm (`bool`, *optional*, defaults to `True`):
+        Whether queries and keys are normalised over `head_dim`, with a gain shared by the heads. The scale of
+        `1 / sqrt(head_dim)` stays.
+    head_dim (`int`, *optional*):
+        Width of a head. `None` means `hidden_size / num_attention_heads`; other values make the inner width of the
+        attention differ from `hidden_size`.
+    attention_output_bias (`bool`, *optional*, defaults to `True`):
+        Whether the output projection of the attention has a bias.
+    layer_scale_init_value (`float`, *optional*):
+        Initial value of the learned gain on each residual branch (CaiT, DINOv2). `None` leaves the gains out.
+    patch_norm (`bool`, *optional*, defaults to `False`):
+        Whether to normalise the pixels of a patch and its embedding, as vit-pytorch, mega-vit and zeta do.
+    position_embedding_type (`str`, *optional*, defaults to `"learned"`):
+        `"learned"`: one vector per cell of the pre-training grid, resized to other grids. `"factorized"`: a table for
+        rows plus one for columns (NaViT, section 2.1). `"sincos2d"`: fixed sines and cosines. `"none"`.
+    num_register_tokens (`int`, *optional*, defaults to 0):
+        Number of learned tokens without a position that are placed before the patches.
+    pooling_type (`str`, *optional*, defaults to `"attention"`):
+        `"attention"`: multihead attention pooling (MAP) with one learned query; `"cls"`: the class token; `"mean"`:
+        the mean of the patch tokens.
+    use_cls_token (`bool`, *optional*):
+        Whether there is a class token. `None` means only where `pooling_type="cls"` needs it.
+    embedding_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout on the sum of patch and position embeddings.
+    token_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Share of the patches of each image that training leaves out (NaViT, section 2.1).
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation of the initial classifier and register tokens; 0 gives big_vision's all-zero classifier.
+        Everything else follows big_vision's initialisation, whatever this value.
+
+    The argument names of vit-pytorch, mega-vit, zeta and timm work too (`dim`, `depth`, `heads`, `mlp_dim`, `pool`,
+    `img_size`, ...: see `attribute_map`), as does `mlp_ratio` in place of `intermediate_size`.
+
+    Example:
+
+    ```python
+    >>> from modeling_megavit import MegaVitConfig, MegaVitModel
+
+    >>> configuration = MegaVitConfig.from_preset("megavit-s16")
+    >>> model = MegaVitModel(configuration)
+    ```"""
+
+    model_type = "megavit"
+    attribute_map = {
+        # vit-pytorch, mega-vit and zeta
+        "dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "mlp_dim": "intermediate_size",
+        "channels": "num_channels",
+        "dim_head": "head_dim",
+        "pool": "pooling_type",
+        "dropout": "hidden_dropout_prob",
+        "emb_dropout": "embedding_dropout_prob",
+        "num_classes": "num_labels",
+        # timm
+        "embed_dim": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "in_channels": "num_channels",
+        "in_chans": "num_channels",
+        "img_size": "image_size",
+        "drop_rate": "hidden_dropout_prob",
+        "attn_drop_rate": "attention_probs_dropout_prob",
+    }
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+    # Column- then row-parallel pairs, one all-reduce each; the gain of a query or key norm is shared by heads that live
+    # on different ranks, so its gradient is summed.
+    _tp_attention = {
+        **dict.fromkeys(("attention.q_proj", "attention.k_proj", "attention.v_proj"), "colwise"),
+        **dict.fromkeys(("attention.q_norm", "attention.k_norm"), "replicated_with_grad_allreduce"),
+        "output.o_proj": "rowwise",
+    }
+    base_model_tp_plan = {
+        **{f"encoder.layers.*.attention.{name}": style for name, style in _tp_attention.items()},
+        "encoder.layers.*.intermediate.fc1": "colwise",
+        "encoder.layers.*.output.fc2": "rowwise",
+        **{f"pooler.attention.{name}": style for name, style in _tp_attention.items()},
+        "pooler.intermediate.fc1": "colwise",
+        "pooler.output.fc2": "rowwise",
+    }
+    base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight", "encoder.norm": "keep_full_weight"}
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    head_dim: int | None = None
+    layer_type: Literal["parallel", "sequential", "mega_vit"] = "parallel"
+    norm_type: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    norm_bias: bool = False
+    layer_norm_eps: float = 1e-6
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    attention_output_bias: bool = True
+    mlp_bias: bool = True
+    hidden_act: str = "gelu"
+    layer_scale_init_value: float | int | None = None
+    image_size: int | list[int] | tuple[int, ...] = 224
+    patch_size: int | list[int] | tuple[int, ...] = 16
+    num_channels: int = 3
+    patch_norm: bool = False
+    position_embedding_type: Literal["learned", "factorized", "sincos2d", "none"] = "learned"
+    num_register_tokens: int = 0
+    pooling_type: Literal["attention", "cls", "mean"] = "attention"
+    use_cls_token: bool | None = None
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    embedding_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    token_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+
+    def __setattr__(self, key, value):
+        if self.attribute_map.get(key, key) in ("image_size", "patch_size"):
+            value = [value, value] if isinstance(value, int) else list(value)
+        super().__setattr__(key, value)
+
+    def __post_init__(self, **kwargs):
+        kwargs = self._take_foreign_names(kwargs)
+        self._check_ranges()
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"`hidden_size` must be a multiple of `num_attention_heads` unless `head_dim` is given, got "
+                    f"{self.hidden_size} and {self.num_attention_heads}."
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.use_cls_token is None:
+            self.use_cls_token = self.pooling_type == "cls"
+        self._check_contradictions()
+        super().__post_init__(**kwargs)
+
+    def _take_foreign_names(self, kwargs: dict) -> dict:
+        """Sets what `attribute_map` and `mlp_ratio` stand for, and returns the rest of `kwargs`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        if (mlp_ratio := kwargs.pop("mlp_ratio", None)) is not None:
+            hidden_size = next((kwargs[name] for name in ("dim", "embed_dim") if name in kwargs), self.hidden_size)
+            kwargs["mlp_dim"] = int(hidden_size * mlp_ratio)
+        if "num_classes" in kwargs:
+            kwargs["num_labels"] = kwargs.pop("num_classes")
+        for name in self.attribute_map.keys() & kwargs.keys():
+            field, value = self.attribute_map[name], kwargs.pop(name)
+            if getattr(self, field) not in (defaults[field], value):
+                raise ValueError(
+                    f"`{name}` is another name of `{field}`: got both, {value} and {getattr(self, field)}."
+                )
+            setattr(self, field, value)
+        if "return_embeddings" in kwargs:
+            raise ValueError(
+                "`return_embeddings` is not a setting of MegaVitConfig: build a `MegaVitModel`, whose `pooler_output` "
+                "and `last_hidden_state` are the embeddings."
+            )
+        # The base class keeps whatever it doesn't know as an attribute; a misspelt field must not end there unnoticed.
+        known = defaults.keys() | self.attribute_map.keys() | {"num_labels", "output_attentions"}
+        for name in kwargs.keys() - known:
+            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+                raise ValueError(f"MegaVitConfig has no field `{name}`: did you mean `{close[0]}`?")
+        return kwargs
+
+    def _check_ranges(self):
+        """Raises a `ValueError` for a field that is wrong by itself."""
+        for name in ("image_size", "patch_size"):
+            size = getattr(self, name)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"`{name}` must be a positive number or (height, width), got {size}.")
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"`num_register_tokens` must not be negative, got {self.num_register_tokens}.")
+        for name in _PROBABILITIES:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of transformers' activations, got {self.hidden_act!r}.")
+
+    def _check_contradictions(self):
+        """Raises a `ValueError` that names the fields which cannot stand together."""
+        if any(image % patch for image, patch in zip(self.image_size, self.patch_size)):
+            raise ValueError(
+                f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}."
+            )
+        if self.norm_type == "rms_norm" and self.norm_bias:
+            raise ValueError("`norm_bias=True` contradicts `norm_type='rms_norm'`: an RMSNorm has no bias.")
+        if self.pooling_type == "cls" and not self.use_cls_token:
+            raise ValueError("`pooling_type='cls'` contradicts `use_cls_token=False`.")
+        if self.position_embedding_type == "sincos2d" and self.hidden_size % 4:
+            raise ValueError(
+                f"`position_embedding_type='sincos2d'` needs a `hidden_size` that 4 divides, got {self.hidden_size}."
+            )
+        if self.layer_type == "mega_vit":
+            wanted = {"norm_type": "layer_norm", "norm_bias": True, "qk_norm": False, "layer_scale_init_value": None}
+            for name, value in wanted.items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"`layer_type='mega_vit'` contradicts `{name}={getattr(self, name)!r}`: that block, which "
+                        f"normalises keys and values, is defined for {name}={value!r} only."
+                    )
+
+    def validate_architecture(self):
+        """Part of `@strict`'s validation when a configuration is made or saved; unlike the base class, it lets the
+        inner width of the attention, `num_attention_heads * head_dim`, differ from `hidden_size`."""
+        self._check_ranges()
+        self._check_contradictions()
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the pre-training patch grid."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @classmethod
+    def from_preset(cls, name: str, **kwargs) -> "MegaVitConfig":
+        """
+        Returns the configuration of a preset that comes with the package.
+
+        Args:
+            name (`str`):
+                A file name under `configuration/models` without `.json`, such as `"megavit-22b-14"`.
+            kwargs:
+                Fields that replace the preset's own.
+
+        Raises:
+            `ValueError`: if there is no such preset.
+        """
+        # Not a static import, because this file also travels to the Hub, without the rest of the package.
+        presets = importlib.import_module("modeling_megavit.presets")
+        fields_of_preset = json.loads(presets.find("models", name).read_text(encoding="utf-8"))
+        return cls(**{**fields_of_preset, **kwargs})
+
+
+__all__ = ["MegaVitConfig"]

@@ -1,0 +1,51 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Packaging: `modeling_megavit`, with the folders configuration/ and conversion_scripts/ mapped into it."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+
+extras = {
+    "train": ["kornia", "matplotlib", "scikit-learn", "tensorboard"],
+    "style": ["ruff==0.17.5", "transformers-mlinter==0.1.5"],
+}
+extras["dev"] = extras["train"] + extras["style"] + ["build", "parameterized", "pytest", "pytest-xdist", "timm"]
+
+setup(
+    name="megavit",
+    version="0.1.0.dev0",
+    description="ViT-22B and NaViT for Hugging Face Transformers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["vision transformer", "ViT-22B", "NaViT", "image classification", "transformers"],
+    python_requires=">=3.10",
+    packages=[
+        "modeling_megavit",
+        "modeling_megavit.training",
+        "modeling_megavit.configuration",
+        "modeling_megavit.conversion_scripts",
+    ],
+    package_dir={
+        "modeling_megavit.configuration": "configuration",
+        "modeling_megavit.conversion_scripts": "conversion_scripts",
+    },
+    package_data={"modeling_megavit.configuration": ["*/*.json", "*/*.yaml"]},
+    install_requires=[
+        "accelerate>=1.15",
+        "datasets>=5.0",
+        "huggingface-hub>=2.4",
+        "numpy",
+        "Pillow>=11",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "torch>=2.9",
+        "transformers>=5.23",
+        "typer",
+    ],
+    extras_require=extras,
+    entry_points={"console_scripts": ["megavit = modeling_megavit.cli:app"]},
+)
