@@ -25,6 +25,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
 
 
+_SIZES = ("image_size", "patch_size")
 _PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -169,7 +170,7 @@ class MegaVitConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __setattr__(self, key, value):
-        if self.attribute_map.get(key, key) in ("image_size", "patch_size"):
+        if self.attribute_map.get(key, key) in _SIZES:
             value = [value, value] if isinstance(value, int) else list(value)
         super().__setattr__(key, value)
 
@@ -196,13 +197,15 @@ class MegaVitConfig(PreTrainedConfig):
             kwargs["mlp_dim"] = int(hidden_size * mlp_ratio)
         if "num_classes" in kwargs:
             kwargs["num_labels"] = kwargs.pop("num_classes")
-        for name in self.attribute_map.keys() & kwargs.keys():
-            field, value = self.attribute_map[name], kwargs.pop(name)
-            if getattr(self, field) not in (defaults[field], value):
+        for name in [name for name in kwargs if name in self.attribute_map]:
+            field = self.attribute_map[name]
+            default = [defaults[field]] * 2 if field in _SIZES else defaults[field]
+            before = getattr(self, field)
+            setattr(self, field, kwargs.pop(name))
+            if before not in (default, getattr(self, field)):
                 raise ValueError(
-                    f"`{name}` is another name of `{field}`: got both, {value} and {getattr(self, field)}."
+                    f"`{name}` is another name of `{field}`: got both, {getattr(self, field)} and {before}."
                 )
-            setattr(self, field, value)
         if "return_embeddings" in kwargs:
             raise ValueError(
                 "`return_embeddings` is not a setting of MegaVitConfig: build a `MegaVitModel`, whose `pooler_output` "
@@ -217,7 +220,7 @@ class MegaVitConfig(PreTrainedConfig):
 
     def _check_ranges(self):
         """Raises a `ValueError` for a field that is wrong by itself."""
-        for name in ("image_size", "patch_size"):
+        for name in _SIZES:
             size = getattr(self, name)
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"`{name}` must be a positive number or (height, width), got {size}.")

@@ -430,13 +430,14 @@ class MegaVitPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """Initialises `module` as big_vision's models/vit.py does, but for MLP biases: zero, where it has N(0, 1e-6)."""
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            if module is self.get_input_embeddings().projection:
+                # Flax's lecun_normal; 0.8796 is the standard deviation of N(0, 1) cut off at 2.
+                std = module.in_features**-0.5 / 0.87962566
+                init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            else:
+                init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, MegaVitPatchEmbeddings):
-            # Flax's lecun_normal; 0.8796 is the standard deviation of N(0, 1) cut off at 2.
-            std = module.projection.in_features**-0.5 / 0.87962566
-            init.trunc_normal_(module.projection.weight, std=std, a=-2 * std, b=2 * std)
         elif isinstance(module, MegaVitEmbeddings):
             # The registers are not zero, as the class token is: equal tokens without positions would stay equal.
             stds = {"cls_token": 0.0, "register_tokens": self.config.initializer_range}
