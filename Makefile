@@ -2,7 +2,6 @@
 PYTHON ?= python3
 INSTALL = install --quiet --constraint constraints.txt
 DEV = .venv-dev/bin/python
-export PYTHONPATH += $(CURDIR)/tests/torchvision_cpu
 CODE = modeling_megavit conversion_scripts benchmarks tests setup.py
 
 .PHONY: demo test test-slow style quality bench clean
@@ -36,7 +35,7 @@ quality: .venv-dev/.installed  ## check style and the modeling rules
 	$(DEV) -m mlinter modeling_megavit
 
 bench: .venv-dev/.installed  ## speed against transformers and timm
-	$(DEV) benchmarks/speed.py --output_dir outputs/bench
+	PYTHONPATH=tests/torchvision_cpu $(DEV) benchmarks/speed.py --output_dir outputs/bench
 
 clean:
 	rm -rf .venv .venv-dev build outputs *.egg-info

@@ -28,6 +28,8 @@ def _declare(origin):
 
     import torch
 
+    if hasattr(torch.ops.torchvision, "nms"):
+        return  # declared already
     here = os.path.dirname(origin)
     try:
         torch.ops.load_library(os.path.join(here, "_C.so"))

@@ -1,0 +1,257 @@
+# Copyright 2026 The MegaVit team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Image processor of MegaVit on PIL and numpy, and what it shares with the torchvision one (`MegaVitImageInputs`).
+
+Whatever its mode, layout, dtype or EXIF orientation, an image becomes the same uint8 or float32 tensor in both
+backends before anything else happens, or is refused. PIL then computes only the pixels that survive the crop.
+"""
+
+import base64
+import os
+from io import BytesIO
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.utils import httpx
+from PIL import ExifTags, Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
+from transformers.utils import auto_docstring
+
+
+def open_image(source: str) -> Image.Image:
+    """Opens a path, URL or base64 string; transformers' `load_image` would drop alpha and clip 16 bits."""
+    try:
+        if source.startswith(("http://", "https://")):
+            source = BytesIO(httpx.get(source, follow_redirects=True).raise_for_status().content)
+        elif not os.path.exists(source):
+            source = BytesIO(base64.b64decode(source.split(",")[-1], validate=True))
+        return Image.open(source)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        shown = repr(source)[:200]
+        raise ValueError(f"`images` must be readable as path, URL or base64 string, got {shown}: {error}") from error
+
+
+def flatten_images(images):
+    """Yields the PIL images and 2-D or 3-D arrays of nested lists and 4-D batches, opening paths, URLs and base64."""
+    if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+        for item in images:
+            yield from flatten_images(item)
+    elif isinstance(images, str | os.PathLike):
+        yield open_image(os.fspath(images))
+    elif is_valid_image(images) and getattr(images, "ndim", 3) in (2, 3):
+        yield images
+    else:
+        got = f"shape {tuple(images.shape)}" if is_valid_image(images) else type(images).__name__
+        raise ValueError(f"`images` must be images, arrays of 2 to 4 dimensions, paths or lists of them, got {got}")
+
+
+def decode_image(image: Image.Image, do_convert_rgb: bool | None) -> np.ndarray:
+    """Decodes a PIL image, upright, to (height, width[, channels]), where RGB may keep its alpha."""
+    try:
+        image.load()
+    except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error
+        name = getattr(image, "filename", None) or "one"
+        raise ValueError(f"`images` must be whole, but {name} is truncated or unreadable: {error}") from error
+    # exif_transpose copies even an upright image
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        pixels = np.array(image)
+        return np.round(pixels * 255 if pixels.max(initial=0) <= 1 else pixels).astype(np.int64)
+    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits at 255
+        return np.array(image)
+    if do_convert_rgb:
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        return np.array(image if image.mode == mode else image.convert(mode))
+    if image.mode in ("P", "PA"):
+        raise ValueError("`do_convert_rgb=False` cannot take a palette image, whose pixels are indices")
+    return np.array(image)
+
+
+def array_to_tensor(image: np.ndarray) -> torch.Tensor:
+    """`torch.from_numpy` for any byte order, strides and read-only memory; copies only what torch cannot share."""
+    if image.dtype.kind not in "buif":
+        raise ValueError(f"`images` must hold numbers, got an array of dtype {image.dtype}")
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)
+    shareable = image.flags.writeable and min(image.strides, default=0) >= 0
+    return torch.from_numpy(image if shareable else image.copy())
+
+
+def to_pixels(image: torch.Tensor, do_rescale: bool | None, rescale_factor: float | None) -> torch.Tensor:
+    """Brings bool and wide integer pixels to uint8, float ones to float32; refuses what rescaling would garble."""
+    if image.dtype in (torch.uint8, torch.bool):
+        return image if image.dtype == torch.uint8 else image.to(torch.uint8) * 255
+    is_uint16, is_float = image.dtype == torch.uint16, image.is_floating_point()
+    image = image.to(torch.float32)
+    low, high = (bound.item() for bound in image.aminmax())
+    # A factor such as 1 / 65535 covers the wider range itself
+    ceiling = max(255.0, 1 / rescale_factor) if do_rescale else 255.0
+    if not is_float:
+        valid, expected = low >= 0 and high <= 65535, "pixels of 8 or 16 bits"
+    elif do_rescale:
+        valid = low >= 0 and (1 < high <= ceiling or high == 0)
+        expected = f"floats from 0 to {ceiling:g} (or come with `do_rescale=False` if scaled already)"
+    else:
+        valid, expected = np.isfinite([low, high]).all(), "finite floats"
+    if not valid:
+        raise ValueError(f"`images` must hold {expected}, got values from {low:g} to {high:g}")
+    if is_float or ceiling > 256:
+        return image
+    return (image / 257 if is_uint16 or high > 255 else image).round().to(torch.uint8)
+
+
+def to_rgb(image: torch.Tensor) -> torch.Tensor:
+    """Turns channels-first gray (1 channel) or RGBA (4, composited on white) into RGB."""
+    if image.shape[0] != 4:
+        return image.expand(3, -1, -1) if image.shape[0] == 1 else image
+    white = 255.0 if image.dtype == torch.uint8 else 1.0
+    if not image[3].max() <= white:
+        raise ValueError(f"`images` must have an alpha of at most 1 if they are floats, got {image[3].max():g}")
+    rgb = white + (image[:3].to(torch.float32) - white) * (image[3:] / white)
+    return rgb.round().to(torch.uint8) if image.dtype == torch.uint8 else rgb
+
+
+def check_crop(crop: tuple[int, int], image_size: tuple[int, int]):
+    """Refuses a crop (height, width) that does not fit: transformers would frame the image in black."""
+    if crop[0] > image_size[0] or crop[1] > image_size[1]:
+        raise ValueError(f"`crop_size` must fit in the resized image, got {crop} for {image_size}")
+
+
+class MegaVitImageInputs:
+    """
+    What both image processors of MegaVit share: defaults, `from_config`, and how an image gets in.
+
+    The defaults are big_vision's `resize_small(256)|central_crop(224)|value_range(-1, 1)`, with a bicubic filter.
+    PIL images, bool, uint16 and wider integer pixels become 0..255. Wider integers and PIL's "I" and "F" are taken
+    for 8 bits if their maximum allows it ("F": also for 0..1), else for 16. Floats stay as the caller scaled them.
+    """
+
+    resample = Image.Resampling.BICUBIC
+    image_mean = image_std = [0.5, 0.5, 0.5]
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = do_center_crop = do_rescale = do_normalize = do_convert_rgb = True
+
+    @classmethod
+    def from_config(cls, config, **kwargs):
+        """
+        Builds the processor of a model: the crop has `config.image_size` and is the central 87.5 % of the resized
+        image (evaluation of NaViT, App. F, and of timm and big_vision: 224 of 256 pixels).
+
+        A square model resizes the shortest edge and keeps proportions. Any other resizes to its own proportions, as
+        NaViT does to a square, so that nothing but that margin is cut off.
+
+        Args:
+            config (`MegaVitConfig`): Read for `image_size` and `num_channels`. Unless there are 3 channels, images
+                are not converted to RGB; mean and deviation get one value a channel.
+            kwargs: Any argument of the processor, over what the configuration gives.
+
+        Raises:
+            TypeError: For an argument that the processor lacks.
+        """
+        validate_typed_dict(cls.valid_kwargs, kwargs)
+        height, width = config.image_size
+        resized = {"height": height * 8 // 7, "width": width * 8 // 7}  # rounded down, as timm does
+        defaults = {
+            "size": {"shortest_edge": resized["height"]} if height == width else resized,
+            "crop_size": {"height": height, "width": width},
+            "do_convert_rgb": config.num_channels == 3,
+            "image_mean": [0.5] * config.num_channels,
+            "image_std": [0.5] * config.num_channels,
+        }
+        return cls(**{**defaults, **kwargs})
+
+    def _prepare_images_structure(self, images, expected_ndims=3):
+        """Lists the images of any nesting; see `flatten_images`."""
+        images = list(flatten_images(images))
+        if not images:
+            raise ValueError("`images` must hold at least one image, got none")
+        return images
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> torch.Tensor:
+        """Turns one image into a (channels, height, width) tensor, upright and RGB if asked; see the class."""
+        if isinstance(image, Image.Image):
+            image, input_data_format = decode_image(image, do_convert_rgb), ChannelDimension.LAST
+        image = image.detach() if isinstance(image, torch.Tensor) else array_to_tensor(image)
+        shape = tuple(image.shape)
+        if 0 in shape:
+            raise ValueError(f"`images` must have at least one pixel, got shape {shape}")
+        if image.ndim == 2:
+            image, input_data_format = image[None], ChannelDimension.FIRST
+        if input_data_format is None:
+            if not {shape[0], shape[2]} & {1, 3, 4}:
+                raise ValueError(f"`images` must have 1, 3 or 4 channels, or `input_data_format`, got shape {shape}")
+            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        image = image if input_data_format == ChannelDimension.FIRST else image.permute(2, 0, 1)
+        image = to_pixels(image, kwargs.get("do_rescale"), kwargs.get("rescale_factor"))
+        image = to_rgb(image) if do_convert_rgb else image
+        mean = kwargs.get("image_mean") if kwargs.get("do_normalize") else None
+        expected = len(mean) if isinstance(mean, tuple) else 3 if do_convert_rgb else image.shape[0]
+        if image.shape[0] != expected:
+            raise ValueError(f"`images` must have {expected} channels, got {image.shape[0]}")
+        return image
+
+    def center_crop(self, image, size, **kwargs):
+        """Crops the centre of (..., height, width), which must be at least as large as `size`."""
+        check_crop((size.height, size.width), tuple(image.shape[-2:]))
+        return super().center_crop(image, size, **kwargs)
+
+    def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
+        """transformers' checks, plus `data_format`, which its backends accept and ignore, and the kinds of size."""
+        size = kwargs["size"]
+        if data_format not in (None, ChannelDimension.FIRST):
+            raise ValueError(f"`data_format` must be 'channels_first', got {data_format!r}")
+        if kwargs["do_resize"] and not (size.shortest_edge or (size.height and size.width)):
+            raise ValueError(f"`size` must have 'shortest_edge' or 'height' and 'width', got {dict(size)}")
+        super()._validate_preprocess_kwargs(**kwargs)
+
+
+@auto_docstring(
+    custom_intro="MegaVit's image processor on PIL; see `MegaVitImageInputs`. It is saved under the name of its "
+    "torchvision twin."
+)
+class MegaVitImageProcessorPil(MegaVitImageInputs, PilBackend):
+    def process_image(self, image, **kwargs) -> np.ndarray:
+        """As `MegaVitImageInputs.process_image`, into a numpy array."""
+        return super().process_image(image, **kwargs).cpu().numpy()
+
+    def _preprocess(self, images, do_resize, size, resample, do_center_crop, crop_size, **kwargs):
+        """Resizes and crops in one go, then goes on as any PIL processor."""
+        if do_resize:
+            images = [self._resize(image, size, resample, crop_size if do_center_crop else None) for image in images]
+        crop = do_center_crop and not do_resize
+        return super()._preprocess(images, False, size, resample, crop, crop_size, **kwargs)
+
+    def _resize(self, image, size, resample, crop_size):
+        """Resizes (channels, height, width), computing no more than the central `crop_size`."""
+        (height, width), resized = image.shape[-2:], (size.height, size.width)
+        if size.shortest_edge:
+            resized = get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
+        crop = (crop_size.height, crop_size.width) if crop_size else resized
+        check_crop(crop, resized)
+        top, left = (resized[0] - crop[0]) // 2, (resized[1] - crop[1]) // 2
+        y, x = height / resized[0], width / resized[1]
+        box = (left * x, top * y, min((left + crop[1]) * x, width), min((top + crop[0]) * y, height))
+        # A plane for each channel, unless 3 make an RGB image: Pillow would premultiply 4, and has no RGB of floats
+        is_rgb = image.dtype == np.uint8 and image.shape[0] == 3
+        planes = [np.moveaxis(image, 0, -1)] if is_rgb else image
+        planes = [np.asarray(Image.fromarray(plane).resize(crop[::-1], resample, box)) for plane in planes]
+        return np.ascontiguousarray(np.moveaxis(planes[0], -1, 0)) if is_rgb else np.stack(planes)
+
+
+__all__ = ["MegaVitImageProcessorPil"]

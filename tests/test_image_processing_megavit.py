@@ -1,0 +1,410 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Both image processors against drawn pictures, real photos (scikit-learn's) and transformers' own processors.
+
+Each test runs for every backend that is installed. `raw` switches all steps off but the way in, so that the expected
+pixels can be written down; `LEVEL` is one of 255 levels after normalisation with mean = std = 0.5.
+"""
+
+import base64
+import json
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from sklearn.datasets import load_digits, load_sample_images
+from transformers import AutoImageProcessor, CLIPImageProcessorPil, dynamic_module_utils
+from transformers.utils import is_torchvision_available
+
+from modeling_megavit import MegaVitConfig
+from modeling_megavit.image_processing_megavit import MegaVitImageProcessor
+from modeling_megavit.image_processing_pil_megavit import MegaVitImageProcessorPil
+
+
+needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+BACKENDS = [MegaVitImageProcessorPil, pytest.param(MegaVitImageProcessor, marks=needs_torchvision)]
+RAW = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
+LEVEL = 2 / 255
+
+
+@pytest.fixture(params=BACKENDS, ids=["pil", "torchvision"][: len(BACKENDS)])
+def processor_class(request):
+    return request.param
+
+
+@pytest.fixture
+def raw(processor_class):
+    """Returns one image's pixels, (channels, height, width), as they are before the resize."""
+    processor = processor_class(**RAW)
+    return lambda image, **kwargs: np.asarray(processor(image, return_tensors="np", **kwargs)["pixel_values"][0])
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return [Image.fromarray(array) for array in load_sample_images().images]
+
+
+def picture(mode="RGB", size=(12, 8)):
+    """A smooth picture without symmetry, in colors mild enough for every mode to hold."""
+    ramp = Image.linear_gradient("L").resize(size)
+    image = Image.merge("RGB", [ramp, ramp.rotate(180), Image.linear_gradient("L").rotate(90).resize(size)])
+    image = Image.blend(image, Image.new("RGB", size, (128, 128, 128)), 0.5)
+    if mode != "LAB":
+        return image.convert(mode)
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+
+
+def channels_first(image):
+    return np.moveaxis(np.array(image), -1, 0)
+
+
+GRAY = np.array(picture("L"))
+RGB = np.array(picture())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_every_color_mode_becomes_rgb(raw, mode):
+    # Lab in 8 bits is the coarsest of them, 7 levels off at worst
+    assert np.abs(raw(picture(mode)).astype(int) - channels_first(RGB)).max() <= (7 if mode == "LAB" else 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA"])
+def test_gray_and_palette_modes_become_rgb(raw, mode):
+    image = picture("L").quantize(256).convert(mode) if mode.startswith("P") else picture(mode)
+    expected = channels_first(picture("1").convert("RGB")) if mode == "1" else np.stack([GRAY] * 3)
+    np.testing.assert_array_equal(raw(image), expected)
+
+
+@pytest.mark.parametrize("alpha", [0, 64, 255])
+def test_alpha_is_composited_on_white(raw, alpha):
+    rgba = picture("RGBA")
+    rgba.putalpha(alpha)
+    expected = 255 + (channels_first(RGB).astype(float) - 255) * alpha / 255
+    for image in (rgba, np.array(rgba), torch.from_numpy(channels_first(rgba).copy()), rgba.convert("RGBa")):
+        # Premultiplying by 64 of 255 keeps a quarter of the levels
+        tolerance = 255 / alpha if getattr(image, "mode", "") == "RGBa" and alpha else 1
+        assert np.abs(raw(image) - expected).max() <= tolerance
+    floats = np.array(rgba) / 255
+    np.testing.assert_allclose(raw(floats), expected / 255, atol=1e-6)
+
+
+def test_transparent_palette_entries_become_white(raw):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    image.info["transparency"] = 0
+    np.testing.assert_array_equal(raw(image)[:, 0].T, [[255, 255, 255], [0, 255, 0]])
+
+
+def wide(dtype):
+    """GRAY in 16 bits, a little darker than a whole level so that dropping or rounding off bits shows."""
+    return (GRAY.astype(np.int64) * 257 - 100).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(wide(np.uint16)),
+        Image.frombytes("I;16B", picture().size, wide(">u2").tobytes()),
+        Image.fromarray(wide(np.int32)),
+        Image.fromarray(GRAY.astype(np.int32)),
+        Image.fromarray(GRAY.astype(np.float32)),
+        Image.fromarray((GRAY / 255).astype(np.float32)),
+        wide(np.uint16),
+        wide(">u2"),
+        torch.from_numpy(wide(np.uint16)),
+        wide(np.int64)[None],
+        GRAY.astype(np.int64),
+    ],
+    ids=["I;16", "I;16B", "I-16", "I-8", "F", "F-unit", "uint16", "big-endian", "torch-uint16", "int64-16", "int64-8"],
+)
+def test_deep_gray_images_keep_their_brightness(raw, image):
+    np.testing.assert_array_equal(raw(image), np.stack([GRAY] * 3))
+
+
+def test_a_16_bit_png_file_keeps_its_brightness(raw, tmp_path):
+    Image.fromarray(wide(np.uint16)).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(raw(tmp_path / "deep.png"), np.stack([GRAY] * 3))
+
+
+def test_a_factor_for_16_bits_sees_16_bits(raw):
+    pixels = raw(wide(np.uint16), do_rescale=True, rescale_factor=1 / 65535)
+    np.testing.assert_allclose(pixels, np.stack([wide(np.int64)] * 3) / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(raw, orientation, tmp_path):
+    turned = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.swapaxes(0, 1)}
+    turned |= {6: np.rot90(RGB), 7: RGB[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(RGB, -1)}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(turned[orientation])).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(raw(Image.open(tmp_path / "turned.png")), channels_first(RGB))
+    np.testing.assert_array_equal(raw(str(tmp_path / "turned.png")), channels_first(RGB))
+
+
+READ_ONLY = RGB.copy()
+READ_ONLY.flags.writeable = False
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "image",
+    [
+        RGB,
+        channels_first(RGB),
+        RGB[None],
+        torch.from_numpy(RGB),
+        torch.from_numpy(channels_first(RGB).copy()),
+        RGB[..., ::-1].copy()[..., ::-1],
+        READ_ONLY,
+        RGB.astype(np.int64),
+        [[picture()]],
+        (RGB,),
+    ],
+    ids=["last", "first", "batch", "torch-last", "torch-first", "flipped", "read-only", "int64", "nested", "tuple"],
+)
+def test_every_layout_of_an_array_gives_the_same_pixels(raw, image):
+    np.testing.assert_array_equal(raw(image), channels_first(RGB))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_from_0_to_255_give_what_bytes_give(processor_class, dtype):
+    pixels = torch.from_numpy(channels_first(RGB).copy())
+    processor = processor_class(**{**RAW, "do_rescale": True})
+    expected = processor(pixels.to(dtype).float().round().byte(), return_tensors="pt")["pixel_values"]
+    output = processor(pixels.to(dtype).requires_grad_(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
+
+
+def test_masks_and_gray_arrays_become_rgb(raw):
+    mask = GRAY > 128
+    for image in (mask, torch.from_numpy(mask), Image.fromarray(mask)):
+        np.testing.assert_array_equal(raw(image), np.stack([mask * np.uint8(255)] * 3))
+    for image in (GRAY, GRAY[None], GRAY[..., None], torch.from_numpy(GRAY), [GRAY]):
+        np.testing.assert_array_equal(raw(image), np.stack([GRAY] * 3))
+
+
+def test_gray_stays_one_channel_without_conversion(raw):
+    for image in (picture("L"), GRAY, Image.fromarray(wide(np.uint16)), GRAY[..., None]):
+        np.testing.assert_array_equal(raw(image, do_convert_rgb=False), GRAY[None])
+    one_bit = raw(picture("1"), do_convert_rgb=False)
+    np.testing.assert_array_equal(one_bit[0], np.array(picture("1").convert("L")))
+
+
+def test_images_of_all_kinds_and_sizes_make_one_batch(processor_class, photos):
+    images = [photos[0], photos[1].rotate(90, expand=True), np.array(photos[0]), RGB, GRAY, Image.new("RGB", (1, 1))]
+    output = processor_class()(images, return_tensors="pt")["pixel_values"]
+    assert output.shape == (6, 3, 224, 224) and output.dtype == torch.float32 and output.is_contiguous()
+    torch.testing.assert_close(output[0], output[2])
+    torch.testing.assert_close(output[1], processor_class()(images[1], return_tensors="pt")["pixel_values"][0])
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 128, 1)])
+def test_a_one_pixel_image_fills_the_output_with_its_color(processor_class, color):
+    output = processor_class()(Image.new("RGB", (1, 1), color), return_tensors="pt")["pixel_values"]
+    expected = torch.tensor(color).view(1, 3, 1, 1) / 127.5 - 1
+    torch.testing.assert_close(output, expected.expand(1, 3, 224, 224), atol=1e-6, rtol=0)
+
+
+REFUSED = {
+    "number": (7, {}, "got int"),
+    "none": (None, {}, "got NoneType"),
+    "nothing": ([], {}, "at least one image"),
+    "text": ("no/such/file.png", {}, "no/such/file.png"),
+    "dimensions": (np.zeros((1, 1, 3, 8, 8), np.uint8), {}, "2 to 4 dimensions.*(1, 1, 3, 8, 8)"),
+    "channels": (np.zeros((7, 8, 9), np.uint8), {}, "1, 3 or 4 channels.*(7, 8, 9)"),
+    "two channels": (np.zeros((8, 9, 2), np.uint8), {"input_data_format": "channels_last"}, "3 channels, got 2"),
+    "mean": (picture(), {"do_convert_rgb": False, "do_normalize": True, "image_mean": [0.5]}, "1 channels, got 3"),
+    "no pixel": (np.zeros((3, 0, 5), np.uint8), {}, "at least one pixel"),
+    "no PIL pixel": (Image.new("RGB", (0, 5)), {}, "at least one pixel"),
+    "no gray pixel": (Image.new("F", (5, 0)), {}, "at least one pixel"),
+    "text array": (np.full((8, 8, 3), "a"), {}, "numbers, got an array of dtype"),
+    "complex": (np.zeros((8, 8, 3), complex), {}, "numbers, got an array of dtype complex128"),
+    "negative": (np.full((8, 8, 3), -1), {}, "8 or 16 bits, got values from -1"),
+    "32 bits": (np.full((8, 8, 3), 70000), {}, "8 or 16 bits, got values from 70000"),
+    "scaled": (np.full((8, 8, 3), 0.5), {"do_rescale": True}, "do_rescale=False.*0.5"),
+    "normalised": (np.linspace(-2, 2, 192).reshape(8, 8, 3), {"do_rescale": True}, "floats from 0 to 255.*got.*-2"),
+    "nan": (np.full((8, 8, 3), np.nan), {}, "finite floats"),
+    "nan PIL": (Image.fromarray(np.full((8, 8), np.nan, np.float32)), {}, "8 or 16 bits"),
+    "float alpha": (np.full((8, 8, 4), 200.0), {"do_rescale": True}, "alpha of at most 1.*200"),
+    "palette": (picture("P"), {"do_convert_rgb": False}, "do_convert_rgb=False.*palette"),
+    "data_format": (picture(), {"data_format": "channels_last"}, "data_format.*channels_last"),
+    "size": (picture(), {"do_resize": True, "size": {"longest_edge": 9}}, "size.*longest_edge"),
+    "crop": (picture(), {"do_center_crop": True, "crop_size": 9}, r"crop_size.*\(9, 9\) for \(8, 12\)"),
+    "resized crop": (picture(), {"do_resize": True, "do_center_crop": True, "size": 100}, "crop_size.*(224, 224)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@pytest.mark.parametrize(("image", "kwargs", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_not_an_image_is_refused_in_one_sentence(raw, image, kwargs, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        raw(image, **kwargs)
+    assert "\n" not in str(caught.value) and "`" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_a_truncated_or_empty_file_is_refused_with_its_name(raw, suffix, tmp_path, photos):
+    whole, broken, empty = (tmp_path / f"{name}.{suffix}" for name in ("whole", "broken", "empty"))
+    photos[0].save(whole)
+    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    empty.touch()
+    for image in (broken, str(broken)):
+        with pytest.raises(ValueError, match=f"broken.{suffix}"):
+            raw(image)
+    with pytest.raises(ValueError, match=f"empty.{suffix}"):
+        raw(empty)
+    assert raw(whole).shape == (3, 427, 640)
+
+
+def test_a_truncated_pil_image_says_so(raw, tmp_path, photos):
+    photos[0].save(tmp_path / "photo.jpg")
+    (tmp_path / "photo.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:20000])
+    with pytest.raises(ValueError, match="photo.jpg is truncated or unreadable: image file is truncated"):
+        raw(Image.open(tmp_path / "photo.jpg"))
+
+
+def test_files_and_base64_strings_keep_their_alpha(raw, tmp_path):
+    rgba = picture("RGBA")
+    rgba.putalpha(0)
+    rgba.save(tmp_path / "clear.png")
+    text = base64.b64encode((tmp_path / "clear.png").read_bytes()).decode()
+    for source in (str(tmp_path / "clear.png"), text, f"data:image/png;base64,{text}"):
+        assert (raw(source) == 255).all()
+
+
+def test_urls_are_fetched_and_errors_reported(raw, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    picture().save(tmp_path / "picture.png")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        np.testing.assert_array_equal(raw(f"{address}/picture.png"), channels_first(RGB))
+        with pytest.raises(ValueError, match="missing.png.*404"):
+            raw(f"{address}/missing.png")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("image_size", "size", "crop"),
+    [
+        (224, {"shortest_edge": 256}, (224, 224)),
+        (384, {"shortest_edge": 438}, (384, 384)),
+        ((224, 112), {"height": 256, "width": 128}, (224, 112)),
+    ],
+)
+def test_from_config_crops_the_central_seven_eighths(processor_class, image_size, size, crop):
+    processor = processor_class.from_config(MegaVitConfig(image_size=image_size))
+    assert processor.size == size and processor.crop_size == {"height": crop[0], "width": crop[1]}
+    # A tall picture of the model's proportions whose outer sixteenth is white on each side comes out all black
+    height, width = crop[0] * 16, crop[1] * 16
+    pixels = np.full((height // 14, width // 14, 1), 255, np.uint8)
+    pixels[height // 14 // 16 : -(height // 14 // 16), width // 14 // 16 : -(width // 14 // 16)] = 0
+    output = processor(pixels, return_tensors="pt")["pixel_values"]
+    assert output.shape == (1, 3, *crop)
+    assert (output[..., 2:-2, 2:-2] == -1).all()
+
+
+def test_from_config_follows_the_channels_and_lets_arguments_win(processor_class):
+    processor = processor_class.from_config(
+        MegaVitConfig(image_size=28, patch_size=14, num_channels=1), do_normalize=False
+    )
+    assert processor(picture("L", (40, 40)), return_tensors="pt")["pixel_values"].shape == (1, 1, 28, 28)
+    assert len(processor.image_mean) == len(processor.image_std) == 1
+    assert not processor.do_convert_rgb and not processor.do_normalize
+    with pytest.raises(TypeError, match="imagesize"):
+        processor_class.from_config(MegaVitConfig(), imagesize=28)
+
+
+AGREEMENT = {  # image, arguments, tolerance in levels
+    "shrink": ("photo", {}, 1),
+    "shrink a lot": ("photo", {"size": 64, "crop_size": 56}, 1),
+    "square": ("photo", {"size": {"height": 256, "width": 256}}, 1),
+    "enlarge": ("photo", {"size": 600, "crop_size": 512}, 2),
+    "digits": ("digits", {}, 2),
+    "digits at 32": ("digits", {"size": 36, "crop_size": 32}, 2),
+    "floats": ("floats", {}, 0.01),
+    "one channel": ("gray", {"do_convert_rgb": False, "image_mean": [0.5], "image_std": [0.5]}, 1),
+}
+
+
+@needs_torchvision
+@pytest.mark.parametrize(("kind", "kwargs", "levels"), AGREEMENT.values(), ids=AGREEMENT.keys())
+def test_both_backends_agree(photos, kind, kwargs, levels):
+    images = {
+        "photo": lambda: photos,
+        "digits": lambda: list((load_digits().images[:64] * 255 / 16).astype(np.uint8)),
+        "floats": lambda: [np.asarray(photo).astype(np.float32) for photo in photos],
+        "gray": lambda: [photo.convert("L") for photo in photos],
+    }[kind]()
+    output, expected = (
+        cls()(images, return_tensors="pt", **kwargs)["pixel_values"]
+        for cls in (MegaVitImageProcessor, MegaVitImageProcessorPil)
+    )
+    difference = (output - expected).abs()
+    assert difference.max() <= levels * LEVEL + 1e-5
+    assert difference.mean() <= 2e-4
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"size": {"height": 300, "width": 250}}, {"do_center_crop": False}])
+def test_output_is_that_of_transformers_own_processor(processor_class, photos, kwargs):
+    """Torchvision bit for bit; PIL to a level, since its crop is computed rather than cut."""
+    defaults = MegaVitImageProcessorPil().to_dict() | kwargs
+    peer = CLIPImageProcessorPil
+    if processor_class is MegaVitImageProcessor:
+        from transformers import CLIPImageProcessor as peer  # noqa: N813
+    expected = peer(**defaults)(photos, return_tensors="pt")["pixel_values"]
+    output = processor_class(**kwargs)(photos, return_tensors="pt")["pixel_values"]
+    difference = (output - expected).abs()
+    assert difference.max() <= (0 if processor_class is MegaVitImageProcessor else LEVEL + 1e-6)
+    assert difference.mean() <= 1e-5
+
+
+def test_saving_and_loading_changes_nothing(processor_class, tmp_path):
+    processor = processor_class.from_config(MegaVitConfig(image_size=[64, 32]), resample=2)
+    processor.save_pretrained(tmp_path)
+    saved = (tmp_path / "preprocessor_config.json").read_text()
+    assert json.loads(saved)["image_processor_type"] == "MegaVitImageProcessor"
+    loaded = processor_class.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    loaded.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").read_text() == saved
+
+
+def test_auto_image_processor_picks_the_backend(processor_class, tmp_path):
+    processor_class(size=300).save_pretrained(tmp_path)
+    default = MegaVitImageProcessor if is_torchvision_available() else MegaVitImageProcessorPil
+    choices = {None: default, "pil": MegaVitImageProcessorPil, "torchvision": default}
+    for backend, expected in choices.items():
+        loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+        assert type(loaded) is expected and loaded.size == {"shortest_edge": 300}
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+def test_without_torchvision_its_class_says_what_is_missing():
+    with pytest.raises(ImportError, match="(?i)torchvision"):
+        MegaVitImageProcessor()
+
+
+def test_saved_remote_code_runs_by_itself(processor_class, tmp_path, monkeypatch, photos):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    monkeypatch.setattr(processor_class, "_auto_class", "AutoImageProcessor")
+    processor = processor_class()
+    processor.save_pretrained(tmp_path / "saved")
+    reference = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())["auto_map"]
+    references = reference["AutoImageProcessor"]
+    references = references.values() if isinstance(references, dict) else [references]
+    for reference in references:
+        remote = dynamic_module_utils.get_class_from_dynamic_module(reference, str(tmp_path / "saved"))
+        assert remote.__module__.startswith("transformers_modules")
+        output = remote.from_pretrained(tmp_path / "saved")(photos[0], return_tensors="pt")["pixel_values"]
+        expected = processor(photos[0], return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(output, expected, atol=LEVEL + 1e-5, rtol=0)

@@ -1,0 +1,31 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""The README's snippets run, and its tables say what is there. Run: pytest tests/test_readme.py"""
+
+import re
+from pathlib import Path
+
+from modeling_megavit import MegaVitConfig, presets
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_snippets_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(snippets) == 4
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_the_tables_list_every_preset_and_recipe():
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", README, flags=re.MULTILINE))
+    assert rows.keys() | {"megavit-test"} == {*presets.available("models"), *presets.available("recipes")}
+    for name in set(presets.available("models")) - {"megavit-test"}:
+        config = MegaVitConfig.from_preset(name)
+        fields = ["hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"]
+        assert rows[name].split(" | ")[1:5] == [str(getattr(config, field)) for field in fields]
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 200
