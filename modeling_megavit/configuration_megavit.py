@@ -120,6 +120,8 @@ class MegaVitConfig(PreTrainedConfig):
         "img_size": "image_size",
         "drop_rate": "hidden_dropout_prob",
         "attn_drop_rate": "attention_probs_dropout_prob",
+        # transformers itself, in other models
+        "layer_norm_epsilon": "layer_norm_eps",
     }
     keys_to_ignore_at_inference = ["hidden_states", "attentions"]
     # Column- then row-parallel pairs, one all-reduce each; the gain of a query or key norm is shared by heads that live
@@ -187,6 +189,12 @@ class MegaVitConfig(PreTrainedConfig):
         if self.use_cls_token is None:
             self.use_cls_token = self.pooling_type == "cls"
         self._check_contradictions()
+        # The plan may name nothing that this configuration leaves out.
+        missing = [] if self.pooling_type == "attention" else ["pooler."]
+        missing += [] if self.qk_norm else [".q_norm", ".k_norm"]
+        self.base_model_tp_plan = {
+            name: style for name, style in self.base_model_tp_plan.items() if not any(part in name for part in missing)
+        }
         super().__post_init__(**kwargs)
 
     def _take_foreign_names(self, kwargs: dict) -> dict:

@@ -37,7 +37,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_megavit import MegaVitConfig
@@ -121,7 +121,7 @@ class MegaVitEmbeddings(nn.Module):
         """
 
         def table(embeddings: torch.Tensor, length: int) -> torch.Tensor:
-            if length <= len(embeddings):
+            if length <= embeddings.shape[0]:
                 return embeddings[:length]
             stretched = nn.functional.interpolate(embeddings.float().T[None], size=length, mode="linear")
             return stretched[0].T.to(embeddings.dtype)
@@ -159,7 +159,7 @@ class MegaVitEmbeddings(nn.Module):
         if self.cls_token is not None and self.position_embeddings is not None:
             prefix[0] = self.cls_token + self.position_embeddings[:, :1]
         if prefix:
-            prefix = [token.expand(len(embeddings), -1, -1) for token in prefix]
+            prefix = [token.expand(embeddings.shape[0], -1, -1) for token in prefix]
             embeddings = torch.cat([*prefix, embeddings], dim=1)
         return self.dropout(embeddings)
 
@@ -311,7 +311,7 @@ class MegaVitDropPath(nn.Module):
         if self.drop_prob == 0 or not self.training:
             return hidden_states
         keep_prob = 1 - self.drop_prob
-        kept = hidden_states.new_empty(len(hidden_states), 1, 1).bernoulli_(keep_prob)
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_prob)
         return hidden_states * (kept / keep_prob)
 
     def extra_repr(self) -> str:
@@ -401,7 +401,7 @@ class MegaVitPooler(nn.Module):
         patches = hidden_states[:, self.num_prefix_tokens :]
         if self.pooling_type == "mean":
             return patches.mean(dim=1)
-        x = self.attention(patches, queries=self.probe.expand(len(patches), -1, -1), **kwargs)
+        x = self.attention(patches, queries=self.probe.expand(patches.shape[0], -1, -1), **kwargs)
         x = x + self.output(self.intermediate(self.norm(x)))
         return x[:, 0]
 
@@ -488,7 +488,6 @@ class MegaVitModel(MegaVitPreTrainedModel):
                 f"`interpolate_pos_encoding` is False, got {size}."
             )
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(

@@ -191,8 +191,9 @@ def test_an_automatic_device_map_respects_the_memory_it_is_given(tmp_path):
     torch.testing.assert_close(offloaded(images(model)).logits, model(images(model)).logits, rtol=0, atol=0)
 
 
-def test_the_plans_name_modules_that_exist():
-    model = build(SEQUENTIAL | {"qk_norm": True})
+@architectures
+def test_the_plans_name_modules_that_exist(fields):
+    model = build(fields)
     modules = dict(model.megavit.named_modules())
     for plan in (model.config.base_model_tp_plan, model.config.base_model_fsdp_plan):
         for pattern in plan:

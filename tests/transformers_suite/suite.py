@@ -1,0 +1,261 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Transformers' common tests on MegaVit and, as the control, on the stock ViT; `test_transformers_suite.py` runs them.
+
+Written as transformers writes `tests/models/vit/test_modeling_vit.py` and `test_image_processing_vit.py`. One of them by
+hand: `python -m pytest tests/transformers_suite/suite.py -k "MegaVitModelTest and test_save_load"`.
+"""
+
+import subprocess
+import unittest
+from typing import Any, ClassVar
+from unittest import mock
+
+import harness
+import torch
+import transformers
+from harness import configuration_tests, image_processing_tests, modeling_tests, pipeline_tests
+from torch import nn
+from transformers.testing_utils import torch_device
+from transformers.utils import is_torchvision_available
+
+from modeling_megavit import (
+    MegaVitConfig,
+    MegaVitForImageClassification,
+    MegaVitImageProcessor,
+    MegaVitImageProcessorPil,
+    MegaVitModel,
+)
+
+
+VIT_IMAGE_PROCESSORS = {"torchvision": transformers.ViTImageProcessor, "pil": transformers.ViTImageProcessorPil}
+MEGAVIT_IMAGE_PROCESSORS = {"torchvision": MegaVitImageProcessor, "pil": MegaVitImageProcessorPil}
+if not is_torchvision_available():
+    del VIT_IMAGE_PROCESSORS["torchvision"], MEGAVIT_IMAGE_PROCESSORS["torchvision"]
+
+harness.register("megavit", MegaVitModel, MegaVitForImageClassification, MEGAVIT_IMAGE_PROCESSORS)
+
+
+class VisionModelTester:
+    """A tiny configuration and a batch of noise; the names of the attributes are the ones the common tests read."""
+
+    batch_size = 13
+    image_size = 30
+    patch_size = 2
+    num_channels = 3
+    hidden_size = 32
+    num_hidden_layers = 2
+    num_attention_heads = 4
+    intermediate_size = 37
+    is_training = True
+    num_masks = 112  # the last two are for ViT's `bool_masked_pos`
+    mask_length = 225
+
+    def __init__(self, config_class: type, seq_length: int, **overrides):
+        self.config_class, self.seq_length, self.overrides = config_class, seq_length, overrides
+
+    def get_config(self):
+        """The weights are initialised wide: narrow ones hide leaks between the images of a batch."""
+        names = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers")
+        names += ("num_attention_heads", "intermediate_size")
+        sizes = {name: getattr(self, name) for name in names}
+        dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+        return self.config_class(**sizes, **dropout, initializer_range=0.1, **self.overrides)
+
+    def prepare_config_and_inputs_for_common(self):
+        """A fresh configuration with the arguments of `forward`."""
+        shape = [self.batch_size, self.num_channels, self.image_size, self.image_size]
+        return self.get_config(), {"pixel_values": modeling_tests.floats_tensor(shape)}
+
+
+class VisionModelTests(modeling_tests.ModelTesterMixin, pipeline_tests.PipelineTesterMixin):
+    """What each `<Model>Test` class of transformers adds to the mixins for an image classifier."""
+
+    config_class: ClassVar[type]
+    seq_length: ClassVar[int]
+    overrides: ClassVar[dict[str, Any]] = {}
+
+    test_resize_embeddings = False
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        for model_class in cls.all_model_classes:
+            config = cls.new_model_tester().get_config()
+            harness.save_tiny_model(model_class(config), cls.new_image_processor(config))
+
+    @classmethod
+    def new_model_tester(cls):
+        return VisionModelTester(cls.config_class, cls.seq_length, **cls.overrides)
+
+    @classmethod
+    def new_image_processor(cls, config):
+        """The processor that is saved with the tiny models of the pipeline tests."""
+        raise NotImplementedError
+
+    def setUp(self):
+        self.model_tester = self.new_model_tester()
+        self.config_tester = configuration_tests.ConfigTester(
+            self, config_class=self.config_class, has_text_modality=False, hidden_size=36, num_attention_heads=4
+        )
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    @unittest.skip(reason="an image model has no inputs_embeds")
+    def test_inputs_embeds(self):
+        pass
+
+    def test_model_get_set_embeddings(self):
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            self.assertIsInstance(model.get_input_embeddings(), nn.Module)
+            self.assertIsNone(model.get_output_embeddings())
+
+    # Over there these two ask for timm, and timm for torchvision; neither takes part in them.
+    def test_pipeline_image_feature_extraction(self):
+        self.run_task_tests(task="image-feature-extraction")
+
+    def test_pipeline_image_feature_extraction_fp16(self):
+        self.run_task_tests(task="image-feature-extraction", dtype="float16")
+
+    def test_common_tests_know_the_classifier(self):
+        """Unregistered, it would get no labels, and the tests of its gradients would pass without one."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        self.assertIn("labels", self._prepare_for_class(inputs, self.all_model_classes[1], return_labels=True))
+
+    def test_model_gives_one_vector_per_token(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        hidden_states = self.all_model_classes[0](config).to(torch_device).eval()(**inputs).last_hidden_state
+        self.assertEqual(hidden_states.shape, (13, self.seq_length, config.hidden_size))
+
+    def test_classifier_gives_one_score_per_class_for_gray_images_too(self):
+        for num_channels in (3, 1):
+            config = self.model_tester.get_config()
+            config.num_labels, config.num_channels = 10, num_channels
+            model = self.all_model_classes[1](config).to(torch_device).eval()
+            logits = model(torch.rand(2, num_channels, 30, 30, device=torch_device)).logits
+            self.assertEqual(logits.shape, (2, 10))
+
+
+class ViTModelTest(VisionModelTests, unittest.TestCase):
+    """The control, with the two heads that MegaVit has."""
+
+    all_model_classes = (transformers.ViTModel, transformers.ViTForImageClassification)
+    pipeline_model_mapping = dict(
+        zip(("image-feature-extraction", "image-classification"), all_model_classes, strict=True)
+    )
+    config_class = transformers.ViTConfig
+    seq_length = 226  # a class token and 15 * 15 patches
+
+    @classmethod
+    def new_image_processor(cls, config):
+        size = {"height": config.image_size, "width": config.image_size}
+        return next(iter(VIT_IMAGE_PROCESSORS.values()))(size=size)
+
+
+class MegaVitModelTest(VisionModelTests, unittest.TestCase):
+    """ViT-22B's block: parallel, RMSNorm, normalised queries and keys, attention pooling, learned positions."""
+
+    all_model_classes = (MegaVitModel, MegaVitForImageClassification)
+    pipeline_model_mapping = dict(
+        zip(("image-feature-extraction", "image-classification"), all_model_classes, strict=True)
+    )
+    config_class = MegaVitConfig
+    seq_length = 225
+
+    @classmethod
+    def new_image_processor(cls, config):
+        return next(iter(MEGAVIT_IMAGE_PROCESSORS.values())).from_config(config)
+
+
+class MegaVitSequentialModelTest(MegaVitModelTest):
+    """The plain ViT."""
+
+    seq_length = 226
+    overrides: ClassVar = {
+        "layer_type": "sequential",
+        "norm_type": "layer_norm",
+        "norm_bias": True,
+        "qk_norm": False,
+        "qkv_bias": True,
+        "pooling_type": "cls",
+    }
+
+
+class MegaVitFactorizedModelTest(MegaVitModelTest):
+    """NaViT's positions, register tokens, layer scale, mean pooling."""
+
+    seq_length = 228
+    overrides: ClassVar = {
+        "position_embedding_type": "factorized",
+        "num_register_tokens": 3,
+        "layer_scale_init_value": 0.5,
+        "pooling_type": "mean",
+    }
+
+
+class MegaVitSeedModelTest(MegaVitModelTest):
+    """The block of the mega-vit package, on normalised patches with fixed positions."""
+
+    overrides: ClassVar = {
+        "layer_type": "mega_vit",
+        "norm_type": "layer_norm",
+        "norm_bias": True,
+        "qk_norm": False,
+        "patch_norm": True,
+        "position_embedding_type": "sincos2d",
+        "pooling_type": "mean",
+    }
+
+    def test_can_load_ignoring_mismatched_shapes(self):
+        """As over there, but for the layer scale: that test sets every gain it finds, and this block refuses one."""
+        zero_init = modeling_tests._config_zero_init
+
+        def zero_init_without_layer_scale(config):
+            config = zero_init(config)
+            config.layer_scale_init_value = None
+            return config
+
+        with mock.patch.object(modeling_tests, "_config_zero_init", zero_init_without_layer_scale):
+            super().test_can_load_ignoring_mismatched_shapes()
+
+
+class ImageProcessingTester(image_processing_tests.ImageProcessingTester):
+    """The settings of a processor; its classes are named by the test, not looked up by the name of a folder."""
+
+    def __init__(self, parent):
+        super().__init__(parent, **parent.settings)
+
+    def _get_image_processing_classes(self):
+        return self.parent.processor_classes
+
+
+class ViTImageProcessingTest(image_processing_tests.ImageProcessingTestMixin, unittest.TestCase):
+    """The control."""
+
+    image_processor_tester_class = ImageProcessingTester
+    processor_classes: ClassVar = VIT_IMAGE_PROCESSORS
+    settings: ClassVar = {"size": {"height": 18, "width": 20}}
+
+    @unittest.skipUnless(is_torchvision_available(), "it asks for the torchvision processor, which needs torchvision")
+    def test_new_models_require_torchvision_backend(self):
+        super().test_new_models_require_torchvision_backend()
+
+
+class MegaVitImageProcessingTest(ViTImageProcessingTest):
+    """A resize that keeps proportions, then a centre crop."""
+
+    processor_classes: ClassVar = MEGAVIT_IMAGE_PROCESSORS
+    settings: ClassVar = {"size": {"shortest_edge": 22}, "crop_size": {"height": 18, "width": 20}}
+
+    def test_pil_can_run_without_torchvision(self):
+        """As over there, where a fresh process finds the processor in transformers itself; here it imports ours."""
+        run = subprocess.run
+
+        def run_with_megavit(command, **kwargs):
+            python, option, script, *arguments = command
+            script = script.replace("from transformers import", "import modeling_megavit\nfrom transformers import", 1)
+            return run([python, option, script, *arguments], **kwargs)
+
+        with mock.patch.object(subprocess, "run", run_with_megavit):
+            super().test_pil_can_run_without_torchvision()
