@@ -67,12 +67,13 @@ class MegaVitPatchEmbeddings(nn.Module):
         self.projection = nn.Linear(patch_dim, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        batch_size, num_channels, height, width = pixel_values.shape
+        batch_size, _, height, width = pixel_values.shape
         patch_height, patch_width = self.patch_size
         rows, columns = height // patch_height, width // patch_width
-        patches = pixel_values.view(batch_size, num_channels, rows, patch_height, columns, patch_width)
-        # (batch, channel, row, y, column, x) -> (batch, row, column, y, x, channel)
-        patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(batch_size, rows * columns, -1)
+        # (batch, channel, row * y, column * x) -> (batch, row, column, y, x, channel), by two copies that keep lines of
+        # pixels together: faster than one copy that moves every number by itself
+        patches = pixel_values.permute(0, 2, 3, 1).reshape(batch_size, rows, patch_height, columns, -1)
+        patches = patches.transpose(2, 3).reshape(batch_size, rows * columns, -1)
         return self.norm(self.projection(self.pixel_norm(patches)))
 
 
@@ -175,10 +176,10 @@ def eager_attention_forward(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention by its definition, the one implementation that returns the attention maps."""
-    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
-    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1)  # torch computes it in float32 whatever the dtype
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
@@ -219,11 +220,15 @@ class MegaVitSelfAttention(nn.Module):
         key = self.k_norm(self.k_proj(hidden_states).unflatten(-1, heads)).transpose(1, 2)
         value = self.v_norm(self.v_proj(hidden_states).unflatten(-1, heads)).transpose(1, 2)
 
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            # Only eager attention has maps to give: a call that asks for them runs on it.
-            "eager" if kwargs.get("output_attentions") else self.config._attn_implementation,
-            eager_attention_forward,
-        )
+        implementation = self.config._attn_implementation
+        is_cpu_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
+        if kwargs.get("output_attentions"):
+            implementation = "eager"  # the only one that has attention maps to give
+        elif implementation == "sdpa" and is_cpu_bf16 and attention_mask is None and key.shape[2] <= 384:
+            # sdpa's CPU kernel gains nothing from bfloat16 instructions, two matrix products do. Beyond some hundred
+            # tokens their attention map outgrows the caches.
+            implementation = "eager"
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         attn_output, attn_weights = attention_interface(
             self,
             query,
@@ -347,7 +352,12 @@ class MegaVitLayer(GradientCheckpointingLayer):
         # CODEPATH: the megavit-* presets. ViT-22B, section 2: both branches read one norm and add up.
         if self.layer_type == "parallel":
             y = self.norm1(x)
-            return x + self.drop_path(self.layer_scale1(self.attention(y, **kwargs) + self.mlp(y)))
+            attention, mlp = self.attention(y, **kwargs), self.mlp(y)
+            if torch.compiler.is_compiling():
+                # The biases of o_proj and fc2 have the same gradient. Inductor (torch 2.13) gives both sums one name in
+                # its C++ for bfloat16 on a CPU, which then doesn't compile; this keeps them apart.
+                mlp = mlp * 1.0
+            return x + self.drop_path(self.layer_scale1(attention + mlp))
         # CODEPATH: vit-b16, vit-l16, vit-h14.
         if self.layer_type == "sequential":
             x = x + self.drop_path(self.layer_scale1(self.attention(self.norm1(x), **kwargs)))
