@@ -286,15 +286,16 @@ class MegaVitConfig(PreTrainedConfig):
             name (`str`):
                 A file name under `configuration/models` without `.json`, such as `"megavit-22b-14"`.
             kwargs:
-                Fields that replace the preset's own.
+                Fields that replace the preset's own, by any of their names.
 
         Raises:
             `ValueError`: if there is no such preset.
         """
         # Not a static import, because this file also travels to the Hub, without the rest of the package.
         presets = importlib.import_module("modeling_megavit.presets")
-        fields_of_preset = json.loads(presets.find("models", name).read_text(encoding="utf-8"))
-        return cls(**{**fields_of_preset, **kwargs})
+        preset = json.loads(presets.find("models", name).read_text(encoding="utf-8"))
+        replaced = {cls.attribute_map.get(name, name) for name in kwargs}
+        return cls(**{name: value for name, value in preset.items() if name not in replaced}, **kwargs)
 
 
 __all__ = ["MegaVitConfig"]

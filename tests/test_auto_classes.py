@@ -13,6 +13,8 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -72,6 +74,23 @@ def test_the_feature_extraction_pipeline_gives_pooled_features(folder, photos, b
     for photo, feature in zip(photos, features):
         expected = model(**extract.image_processor(photo, return_tensors="pt")).pooler_output
         torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_trainer_trains_and_evaluates(folder, tmp_path):
+    data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 3} for i in range(8)]
+    args = TrainingArguments(
+        output_dir=tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        report_to="none",
+    )
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    trainer = Trainer(
+        model, args, train_dataset=data, eval_dataset=data, compute_metrics=lambda p: {"n": len(p.predictions)}
+    )
+    assert trainer.train().training_loss > 0
+    assert trainer.evaluate()["eval_n"] == 8
 
 
 def test_a_fresh_process_needs_only_the_import(folder, photos, tmp_path):

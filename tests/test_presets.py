@@ -53,5 +53,5 @@ def test_an_unknown_preset_raises_with_those_that_exist():
 
 
 def test_fields_replace_those_of_a_preset():
-    config = MegaVitConfig.from_preset("megavit-s16", num_labels=7, image_size=(64, 32))
-    assert (config.num_labels, config.hidden_size, config.grid_size) == (7, 384, (4, 2))
+    config = MegaVitConfig.from_preset("megavit-s16", num_classes=7, image_size=(64, 32), depth=3)
+    assert (config.num_labels, config.num_hidden_layers, config.grid_size) == (7, 3, (4, 2))

@@ -1,0 +1,145 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""The command `megavit`. Every subcommand is a thin call into the package, which it imports only when it runs."""
+
+import functools
+import json
+from typing import Annotated
+
+import typer
+from huggingface_hub.errors import StrictDataclassError
+from rich.console import Console
+from rich.table import Table
+
+from . import presets
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="ViT-22B and NaViT for Hugging Face Transformers.")
+console = Console()
+errors = Console(stderr=True)
+
+
+def _say(error: Exception) -> None:
+    """Prints an error as one red line."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _plain_errors(command):
+    """Makes one red line and exit code 1 of what a user can cause: wrong values and files that aren't there."""
+
+    @functools.wraps(command)
+    def wrapper(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError, StrictDataclassError) as error:
+            _say(error)
+            raise typer.Exit(1) from error
+
+    return wrapper
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@_plain_errors
+def train(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(presets.available('recipes'))}, or the path of a YAML file.")
+    ],
+):
+    """
+    Trains a classifier by a recipe; the same command again resumes an interrupted run.
+
+    Every field of RecipeArguments and of transformers' TrainingArguments is an option, such as --learning_rate 1e-3,
+    --max-steps 100, --output_dir FOLDER or --config.hidden_size 64.
+    """
+    from accelerate import PartialState
+    from transformers.utils import logging
+
+    from .training.train import RESULTS
+    from .training.train import train as run
+
+    logging.disable_progress_bar()  # of loading and saving; Trainer's own stays
+    folder = run(recipe, context.args)
+    if not PartialState().is_main_process:
+        return
+    metrics = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    table = Table("metric", "value", title=str(folder))
+    for name in ("eval_accuracy", "eval_loss", "train_loss", "train_runtime"):
+        if name in metrics:
+            table.add_row(name, f"{metrics[name]:.4f}")
+    console.print(table)
+    console.print("Use it:")
+    console.print(f"  megavit predict {folder} IMAGE", markup=False, soft_wrap=True)
+    console.print(
+        f"  python -c 'import modeling_megavit; from transformers import pipeline; "
+        f'print(pipeline("image-classification", model="{folder}")("IMAGE"))\'',
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@_plain_errors
+def predict(
+    model: Annotated[str, typer.Argument(help="The folder or Hub id of a trained classifier.")],
+    images: Annotated[list[str], typer.Argument(help="Image files or URLs.")],
+    top_k: Annotated[int, typer.Option(min=1, help="Number of classes to show.")] = 5,
+):
+    """Prints the most likely classes of each image. An unreadable image is reported, and the others still predicted."""
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    from .training.checkpoint import load_config
+
+    logging.disable_progress_bar()
+    load_config(model)
+    classifier = pipeline("image-classification", model=model)
+    failed = False
+    for image in images:
+        try:
+            scores = classifier(image, top_k=top_k)
+        except (ValueError, OSError) as error:
+            _say(type(error)(f"{image}: {error}"))
+            failed = True
+            continue
+        table = Table(show_header=False, box=None, title=image, title_justify="left")
+        for row in scores:
+            table.add_row(row["label"], f"{row['score']:.1%}", "█" * round(40 * row["score"]))
+        console.print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_plain_errors
+def info(
+    model: Annotated[str, typer.Argument(help="A preset, or the folder or Hub id of a checkpoint.")],
+    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width in pixels.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Number of images of a training step.")] = 1,
+):
+    """Prints parameters, FLOPs, memory and tokens of a model, without building its weights."""
+    from .training.info import model_info
+
+    facts = model_info(model, image_size, batch)
+    total = sum(facts.parameters.values())
+    height, width = image_size or facts.config.image_size
+    table = Table("", "value", title=model)
+    table.columns[1].justify = "right"
+    table.add_row("parameters", f"{total:,}")
+    for part, count in facts.parameters.items():
+        table.add_row(f"  {part}", f"{count:,}")
+    table.add_row(f"tokens per image of {height} x {width}", f"{facts.tokens:,}")
+    table.add_row("forward pass per image", f"{facts.flops / 1e9:,.2f} GFLOPs")
+    for name, size in (("float32", 4), ("bfloat16", 2)):
+        table.add_row(f"weights, {name}", _gibibytes(total * size))
+    for name, size in facts.activations.items():
+        table.add_row(f"activations to train on {batch} image{'s' * (batch > 1)}, {name}", _gibibytes(size))
+    console.print(table)
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    app()

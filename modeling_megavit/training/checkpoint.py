@@ -1,0 +1,27 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""What a model's name may mean to the commands: a preset, a folder or a Hub id."""
+
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from .. import presets
+from ..configuration_megavit import MegaVitConfig
+
+
+def load_config(name: str) -> MegaVitConfig:
+    """
+    Returns the configuration of a preset or of a checkpoint.
+
+    Raises:
+        `FileNotFoundError`: if `name` is the path of a folder that doesn't exist.
+        `ValueError`: if the checkpoint isn't a MegaVit.
+    """
+    if name in presets.available("models"):
+        return MegaVitConfig.from_preset(name)
+    if (name[:1] in "./~" or name.count("/") > 1) and not Path(name).is_dir():
+        raise FileNotFoundError(f"There is no model folder {name}.")
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type != MegaVitConfig.model_type:
+        raise ValueError(f"The model must be a MegaVit, got {name}, which is a {config.model_type!r}.")
+    return config

@@ -1,0 +1,183 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Labelled images from scikit-learn, a folder or the Hub, and the transform that makes model inputs of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+
+from .recipe import RecipeArguments
+
+
+# A held-out part that depends on this alone, so that runs with different seeds compare.
+_SPLIT_SEED = 0
+
+
+@dataclass
+class ImageData:
+    """Images with labels in two splits. Labels are class indices, or lists of them if `multi_label`."""
+
+    train: Dataset
+    evaluation: Dataset
+    image_column: str
+    label_column: str
+    class_names: list[str]
+    multi_label: bool
+
+
+def load_data(recipe: RecipeArguments) -> ImageData:
+    """
+    Loads the data set of a recipe, finds its columns and holds out a part of each class if no split is for that.
+
+    Raises:
+        `FileNotFoundError`: if the folder or file doesn't exist.
+        `ValueError`: if a split or column doesn't exist or can't be told, or a label is out of range.
+    """
+    splits = _load_splits(recipe)
+    if recipe.train_split not in splits:
+        raise ValueError(f"`train_split` must be one of {', '.join(splits)}, got {recipe.train_split!r}.")
+    train = splits[recipe.train_split]
+    image_column = _find_column(train, "image_column", recipe.image_column, _is_image)
+    label_column = _find_column(train, "label_column", recipe.label_column, _is_class)
+    multi_label = _element(train.features[label_column]) is not None
+    splits, class_names = _index_labels(splits, train, label_column, recipe.config.get("num_labels"))
+    train = splits[recipe.train_split]
+
+    eval_split = recipe.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+    if eval_split is None:
+        stratify = None if multi_label else label_column
+        try:
+            parts = train.train_test_split(recipe.held_out, stratify_by_column=stratify, seed=_SPLIT_SEED)
+        except ValueError as error:
+            raise ValueError(f"`held_out`={recipe.held_out} of each class can't be split off: {error}") from error
+        train, evaluation = parts["train"], parts["test"]
+    elif eval_split in splits:
+        evaluation = splits[eval_split]
+    else:
+        raise ValueError(f"`eval_split` must be one of {', '.join(splits)}, got {eval_split!r}.")
+    for name, part in (("training", train), ("evaluation", evaluation)):
+        _check_labels(part[label_column], len(class_names), f"the {name} split")
+    return ImageData(train, evaluation, image_column, label_column, class_names, multi_label)
+
+
+def _load_splits(recipe: RecipeArguments) -> DatasetDict:
+    """Loads all splits of the data set."""
+    path = Path(recipe.dataset).expanduser()
+    if recipe.dataset == "digits":
+        return DatasetDict(train=_digits())
+    if path.is_file():
+        return load_dataset(path.suffix.lstrip("."), recipe.dataset_config, data_files=str(path))
+    looks_like_path = recipe.dataset[0] in "./~" or recipe.dataset.count("/") > 1
+    if looks_like_path and not path.is_dir():
+        raise FileNotFoundError(
+            f"`dataset` must be a folder, a file or a Hub data set: {recipe.dataset} doesn't exist."
+        )
+    return load_dataset(str(path) if path.is_dir() else recipe.dataset, recipe.dataset_config)
+
+
+def _digits() -> Dataset:
+    """Returns scikit-learn's 1,797 handwritten digits, grey images of 8 x 8 pixels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in digits.target_names])})
+    return Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
+
+
+def _element(feature):
+    """Returns the feature of the elements of a list feature, None for any other."""
+    return getattr(feature, "feature", None)
+
+
+def _is_image(name: str, feature) -> bool:
+    return isinstance(feature, Image)
+
+
+def _is_class(name: str, feature) -> bool:
+    return isinstance(_element(feature) or feature, ClassLabel) or (
+        name in ("label", "labels") and isinstance(_element(feature) or feature, Value)
+    )
+
+
+def _find_column(data: Dataset, option: str, name: str | None, fits) -> str:
+    """Returns the column that `option` names, or the only one (or the one called "label") that `fits`."""
+    if name is not None:
+        if name not in data.column_names:
+            raise ValueError(f"`{option}` must be one of {', '.join(data.column_names)}, got {name!r}.")
+        return name
+    found = [name for name, feature in data.features.items() if fits(name, feature)]
+    named = [name for name in found if name in ("image", "label")]
+    if len(named or found) != 1:
+        kind = option.partition("_")[0]
+        some = f"{len(found)} {kind} columns ({', '.join(found)})" if found else f"no {kind} column"
+        raise ValueError(f"The data set has {some} among {', '.join(data.column_names)}: set `{option}`.")
+    return (named or found)[0]
+
+
+def _index_labels(
+    splits: DatasetDict, train: Dataset, column: str, num_labels: int | None
+) -> tuple[DatasetDict, list[str]]:
+    """Makes classes of labels that are strings or plain numbers, and returns the names of the classes."""
+    feature = train.features[column]
+    element = _element(feature) or feature
+    if isinstance(element, ClassLabel):
+        return splits, element.names
+    values = _flat(train[column])
+    if values.dtype.kind in "UO":
+        names = sorted(set(values.tolist()))
+    elif values.dtype.kind in "iu":
+        names = [str(index) for index in range(num_labels or values.max() + 1)]
+    else:
+        raise ValueError(f"`label_column` must hold classes, got {column!r} of type {feature}.")
+    classes = ClassLabel(names=names)
+    return splits.cast_column(column, classes if element is feature else List(classes)), names
+
+
+def _flat(labels) -> np.ndarray:
+    """Returns all labels of a column as one array."""
+    labels = labels[:]
+    if labels and isinstance(labels[0], list):
+        labels = [index for row in labels for index in row]
+    return np.asarray(labels)
+
+
+def _check_labels(labels, num_labels: int, where: str) -> None:
+    """Raises unless all labels are from 0 to `num_labels` - 1."""
+    values = _flat(labels)
+    wrong = values[(values < 0) | (values >= num_labels)] if values.size else values
+    if wrong.size:
+        raise ValueError(f"Labels must be from 0 to {num_labels - 1}, got {wrong[0]} in {where}.")
+
+
+class ToModelInputs:
+    """
+    Turns a batch of a data set into `pixel_values` and `labels`; for `Dataset.with_transform`.
+
+    Args:
+        data (`ImageData`): Says where the images and labels are.
+        processor: The image processor.
+        multi_hot (`bool`): Whether labels become zeros and ones of each class, for sigmoid cross-entropy.
+        kwargs: Arguments of each call of the processor.
+    """
+
+    def __init__(self, data: ImageData, processor, multi_hot: bool, **kwargs):
+        self.image_column, self.label_column = data.image_column, data.label_column
+        self.num_labels, self.processor, self.multi_hot, self.kwargs = (
+            len(data.class_names),
+            processor,
+            multi_hot,
+            kwargs,
+        )
+
+    def __call__(self, batch: dict) -> dict:
+        pixel_values = self.processor(batch[self.image_column], return_tensors="pt", **self.kwargs)["pixel_values"]
+        labels = batch[self.label_column]
+        if self.multi_hot:
+            hot = torch.zeros(len(labels), self.num_labels)
+            for row, indices in zip(hot, labels):
+                row[indices] = 1.0
+            labels = hot
+        return {"pixel_values": pixel_values, "labels": labels}

@@ -1,0 +1,172 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Recipes: a YAML file plus command line options, read into `RecipeArguments` and transformers' `TrainingArguments`."""
+
+import difflib
+import json
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .. import presets
+
+
+@dataclass
+class RecipeArguments:
+    """What a recipe says beyond `TrainingArguments`: the model, the data and what Trainer has no setting for."""
+
+    model: str = field(
+        default="megavit-s16",
+        metadata={"help": "A preset, to train from scratch, or a folder or Hub id, to fine-tune from."},
+    )
+    config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of MegaVitConfig to override; `--config.drop_path_rate 0.1` sets one."}
+    )
+    image_processor: dict | str | None = field(
+        default=None, metadata={"help": "Fields of the image processor to override, in the same way."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start a new classifier where the checkpoint has other classes."}
+    )
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier only (a linear probe)."})
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "`digits` (scikit-learn's), a folder of images or parquet files, or a Hub data set."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "The split to evaluate on; without one, `validation` or `test`, or else `held_out`."},
+    )
+    held_out: float = field(
+        default=0.2, metadata={"help": "The part of each class of `train_split` held out where no split is for that."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "The images; found by its type if there is one."})
+    label_column: str | None = field(default=None, metadata={"help": "The labels; found by its type if there is one."})
+
+    crop_scale: list[float] | None = field(
+        default=None, metadata={"help": "Random resized crop: smallest and largest part of the area, `0.5 1`."}
+    )
+    flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip."})
+    rand_augment: list[int] | None = field(
+        default=None, metadata={"help": "RandAugment: number of operations and magnitude from 1 to 29, `2 9`."}
+    )
+
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor on the learning rate per layer, from the classifier down."}
+    )
+    head_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the classifier's kernel; None means `weight_decay`."}
+    )
+    cooldown_steps: int = field(
+        default=0, metadata={"help": "Last steps over which the schedule is brought linearly to 0."}
+    )
+
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "Threads of a process on the CPU; None means torch's choice."}
+    )
+
+    def __post_init__(self):
+        for name in ("config", "image_processor"):
+            value = getattr(self, name)
+            value = json.loads(value) if isinstance(value, str) else value or {}
+            if not isinstance(value, dict):
+                raise ValueError(f"`{name}` must be a mapping of fields to values, got {value!r}.")
+            setattr(self, name, value)
+        self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
+        self._require("flip", 0 <= self.flip <= 1, "from 0 to 1")
+        self._require("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1")
+        self._require("cooldown_steps", self.cooldown_steps >= 0, "a number of steps")
+        self._require("cpu_threads", self.cpu_threads is None or self.cpu_threads > 0, "positive")
+        scale = self.crop_scale
+        self._require("crop_scale", scale is None or len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "like 0.5 1")
+        ops = self.rand_augment
+        self._require("rand_augment", ops is None or len(ops) == 2 and ops[0] > 0 and 0 < ops[1] < 30, "like 2 9")
+
+    def _require(self, name: str, holds: bool, expected: str):
+        if not holds:
+            raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)}.")
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of printing the usage and leaving the process."""
+
+    def error(self, message):
+        raise ValueError(f"{message[0].upper()}{message[1:]}.")
+
+
+def read_recipe(recipe: str, options: list[str] | None = None) -> tuple[RecipeArguments, TrainingArguments, dict]:
+    """
+    Reads a recipe and the options that override it.
+
+    Args:
+        recipe (`str`): The name of a file of configuration/recipes, or the path of a YAML file.
+        options (`list[str]`, *optional*): `--key value` for any field of `RecipeArguments` or `TrainingArguments`, with
+            `-` or `_`; `--config.key value` and `--image_processor.key value` for a field of those two.
+
+    Returns:
+        `tuple[RecipeArguments, TrainingArguments, dict]`: the arguments, and what the recipe and the options say.
+
+    Raises:
+        `ValueError`: if a key is unknown or a value doesn't fit.
+        `FileNotFoundError`: if the YAML file doesn't exist.
+    """
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else presets.find("recipes", recipe)
+    if not path.is_file():
+        raise FileNotFoundError(f"The recipe {recipe} doesn't exist.")
+    keys = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(keys, dict):
+        raise ValueError(f"The recipe {recipe} must be a mapping of keys to values, got a {type(keys).__name__}.")
+    keys = {name.replace("-", "_"): value for name, value in keys.items() if value is not None}
+    known = [f.name for cls in (RecipeArguments, TrainingArguments) for f in fields(cls) if f.init]
+    for name in keys.keys() - set(known):
+        raise ValueError(_unknown(name, known))
+
+    options = _take_nested(keys, list(options or []))
+    parser = _Parser((RecipeArguments, TrainingArguments), allow_abbrev=False, add_help=False)
+    # The recipe goes the way of the options, so that argparse checks and converts both (YAML reads 1e-3 as a string).
+    namespace = Namespace(**dict.fromkeys(known))
+    _, rest = parser.parse_known_args(_as_options(keys) + options, namespace)
+    if rest:
+        raise ValueError(_unknown(rest[0].lstrip("-").split("=")[0], known))
+    given = {name: value for name, value in vars(namespace).items() if value is not None}
+    recipe_arguments, training_arguments = parser.parse_dict(given)
+    given |= {name: keys[name] for name in ("config", "image_processor") if name in keys}
+    return recipe_arguments, training_arguments, given
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    """Returns the sentence that says `name` isn't a key, with the nearest ones that are."""
+    close = difflib.get_close_matches(name.replace("-", "_"), known)
+    return f"A recipe has no key {name!r}" + (f": did you mean {' or '.join(close)}?" if close else ".")
+
+
+def _take_nested(keys: dict, options: list[str]) -> list[str]:
+    """Moves each `--config.name value` from `options` into `keys`, and returns the other options."""
+    rest = []
+    while options:
+        option = options.pop(0)
+        name, equals, value = option.partition("=")
+        group, dot, name = name.lstrip("-").replace("-", "_").partition(".")
+        if not (option.startswith("--") and dot and group in ("config", "image_processor")):
+            rest.append(option)
+            continue
+        if not equals and not options:
+            raise ValueError(f"The option {option} needs a value.")
+        keys[group] = {**keys.get(group, {}), name: yaml.safe_load(value if equals else options.pop(0))}
+    return rest
+
+
+def _as_options(keys: dict) -> list[str]:
+    """Spells the keys of a recipe as command line options."""
+    options = []
+    for name, value in keys.items():
+        if isinstance(value, list):
+            options += [f"--{name}", *map(str, value)]
+        else:
+            options.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return options

@@ -1,0 +1,213 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""The body of `megavit train`: from a recipe to a folder with a trained classifier and its report."""
+
+import json
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoImageProcessor, EvalPrediction, TrainingArguments, set_seed
+from transformers.trainer_utils import enable_full_determinism, get_last_checkpoint
+
+from .. import presets
+from ..configuration_megavit import MegaVitConfig
+from ..image_processing_pil_megavit import MegaVitImageProcessorPil
+from ..modeling_megavit import MegaVitForImageClassification
+from . import report
+from .augmentation import build_augmentation
+from .checkpoint import load_config
+from .data import ImageData, ToModelInputs, load_data
+from .recipe import RecipeArguments, read_recipe
+from .trainer import MegaVitTrainer, last_complete_checkpoint
+
+
+RECIPE = "recipe.yaml"
+RESULTS = "all_results.json"
+
+
+def train(recipe: str, options: list[str] | None = None) -> Path:
+    """
+    Trains a classifier, or goes on where the same command was interrupted, or does nothing if it had finished.
+
+    Args:
+        recipe (`str`): As of [`read_recipe`].
+        options (`list[str]`, *optional*): As of [`read_recipe`].
+
+    Returns:
+        `Path`: the output folder: weights, config.json, preprocessor_config.json, metrics, curves.png,
+        confusion_matrix.png (unless images have several labels), README.md and recipe.yaml.
+
+    Raises:
+        `ValueError`: if the recipe is wrong, doesn't fit its data, or the folder holds something else.
+        `FileNotFoundError`: if the recipe, the checkpoint or the data doesn't exist.
+    """
+    recipe_arguments, args, given = read_recipe(recipe, options)
+    output_dir = Path(args.output_dir)
+    with args.main_process_first(local=False):
+        _refuse_another_run(output_dir, given)
+        if (output_dir / RESULTS).exists():
+            if args.should_log:
+                print(f"{output_dir} is finished: nothing to do.")
+            return output_dir
+        # Without the optimizer, only starting again gives the same weights.
+        last = None if args.save_only_model else last_complete_checkpoint(args.output_dir)
+    checkpoint = args.resume_from_checkpoint or last
+    if checkpoint and args.should_log:
+        print(f"Resuming from {checkpoint}.")
+
+    data = load_data(recipe_arguments)
+    trainer = build_trainer(recipe_arguments, args, data)
+    if trainer.is_world_process_zero():
+        _write_recipe(output_dir, given)
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    _finish(trainer, data, metrics, output_dir)
+    trainer.accelerator.wait_for_everyone()
+    return output_dir
+
+
+def build_trainer(recipe: RecipeArguments, args: TrainingArguments, data: ImageData) -> MegaVitTrainer:
+    """Returns the trainer of a recipe, with the model, the image processor and the data in place."""
+    if recipe.cpu_threads:
+        torch.set_num_threads(recipe.cpu_threads)
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+    model, processor = _load_model(recipe, data)
+    if recipe.freeze_backbone:
+        model.base_model.requires_grad_(False)
+    crop = [processor.crop_size["height"], processor.crop_size["width"]] if processor.do_center_crop else None
+    to_pixels = {"do_normalize": False}
+    if recipe.crop_scale and crop:
+        # Random crops are cut from all that the centre crop of the evaluation would leave out, too.
+        edge = processor.size.get("shortest_edge")
+        to_pixels["crop_size"] = {"height": edge, "width": edge} if edge else processor.size
+    augmentation = build_augmentation(
+        recipe,
+        crop or [processor.size["height"], processor.size["width"]],
+        processor.image_mean if processor.do_normalize else None,
+        processor.image_std,
+    )
+    args.remove_unused_columns = False  # it would take the images from the transform
+    args.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns otherwise
+    multi_hot = model.config.problem_type == "multi_label_classification"
+    return MegaVitTrainer(
+        recipe,
+        augmentation,
+        model,
+        args,
+        train_dataset=data.train.with_transform(ToModelInputs(data, processor, multi_hot, **to_pixels)),
+        eval_dataset=data.evaluation.with_transform(ToModelInputs(data, processor, multi_hot)),
+        processing_class=processor,
+        compute_metrics=_compute_metrics,
+    )
+
+
+def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": report.accuracy(prediction.label_ids, prediction.predictions)}
+
+
+def _load_model(recipe: RecipeArguments, data: ImageData):
+    """Returns the model and image processor of a preset, as initialised, or of a checkpoint."""
+    names = data.class_names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    overrides = ({"problem_type": "multi_label_classification"} if data.multi_label else {}) | recipe.config
+    num_labels = overrides.pop("num_labels", len(names))
+    if num_labels != len(names):
+        raise ValueError(
+            f"`config.num_labels` must be the number of classes of the data, {len(names)}, got {num_labels}."
+        )
+    fields_of_config = (
+        {field.name for field in fields(MegaVitConfig)} | MegaVitConfig.attribute_map.keys() | {"mlp_ratio"}
+    )
+    if unknown := overrides.keys() - fields_of_config:
+        raise ValueError(f"`config` has no field {', '.join(sorted(unknown))}.")
+    if unknown := recipe.image_processor.keys() - MegaVitImageProcessorPil.valid_kwargs.__annotations__.keys():
+        raise ValueError(f"`image_processor` has no field {', '.join(sorted(unknown))}.")
+    if recipe.model in presets.available("models"):
+        config = MegaVitConfig.from_preset(recipe.model, **labels, **overrides)
+        model = MegaVitForImageClassification(config)
+        processor = MegaVitImageProcessorPil.from_config(config, **recipe.image_processor)
+    else:
+        config = load_config(recipe.model)
+        if config.num_labels != num_labels and not recipe.ignore_mismatched_sizes:
+            raise ValueError(
+                f"`model` has {config.num_labels} classes and the data {num_labels}: set `ignore_mismatched_sizes` to "
+                "start a new classifier."
+            )
+        model = MegaVitForImageClassification.from_pretrained(
+            recipe.model, ignore_mismatched_sizes=recipe.ignore_mismatched_sizes, **labels, **overrides
+        )
+        processor = AutoImageProcessor.from_pretrained(recipe.model, backend="pil", **recipe.image_processor)
+    if data.multi_label and model.config.problem_type != "multi_label_classification":
+        raise ValueError(
+            "`config.problem_type` must be 'multi_label_classification' for images with several labels, got "
+            f"{model.config.problem_type!r}."
+        )
+    return model, processor
+
+
+def _refuse_another_run(output_dir: Path, given: dict) -> None:
+    """Raises if `output_dir` holds what isn't from this recipe, unless that run came to nothing."""
+    path = output_dir / RECIPE
+    if path.is_file():
+        mine, theirs = _without_output_dir(given), yaml.safe_load(path.read_text(encoding="utf-8"))
+        changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        if changed and (get_last_checkpoint(output_dir) or (output_dir / RESULTS).exists()):
+            raise ValueError(
+                f"`output_dir` {output_dir} holds a run with another {', '.join(changed)}: choose another folder."
+            )
+    elif output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ValueError(f"`output_dir` {output_dir} holds something else than a run of `megavit train`.")
+
+
+def _write_recipe(output_dir: Path, given: dict) -> None:
+    """Says in `output_dir` whose folder it is."""
+    unfinished = output_dir.with_name(f".{output_dir.name}.{RECIPE}")
+    unfinished.write_text(yaml.safe_dump(_without_output_dir(given), sort_keys=False), encoding="utf-8")
+    os.replace(unfinished, output_dir / RECIPE)
+
+
+def _without_output_dir(given: dict) -> dict:
+    """Returns the recipe as the output folder keeps it, which may be moved."""
+    return {name: value for name, value in given.items() if name != "output_dir"}
+
+
+def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir: Path) -> None:
+    """Evaluates the model and fills the output folder, each file whole or not at all and the results last."""
+    metrics.pop("total_flos", None)  # Trainer counts a pixel as a token
+    prediction = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    metrics |= prediction.metrics
+    unfinished = output_dir / ".unfinished"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.save_model(str(unfinished))
+    if not trainer.is_world_process_zero():
+        return
+    # A pickle; recipe.yaml says the same
+    (unfinished / "training_args.bin").unlink()
+    report.plot_curves(trainer.state.log_history, unfinished / "curves.png")
+    has_matrix = prediction.label_ids.ndim == 1
+    if has_matrix:
+        predicted = prediction.predictions.argmax(axis=-1)
+        report.plot_confusion_matrix(
+            prediction.label_ids, predicted, data.class_names, unfinished / "confusion_matrix.png"
+        )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    card = report.model_card(
+        output_dir.resolve().name,
+        model.config,
+        model.num_parameters(),
+        trainer.recipe,
+        (output_dir / RECIPE).read_text(encoding="utf-8"),
+        (len(data.train), len(data.evaluation)),
+        metrics,
+        has_matrix,
+    )
+    card.save(unfinished / "README.md")
+    trainer.state.save_to_json(str(unfinished / "trainer_state.json"))
+    for file in unfinished.iterdir():
+        os.replace(file, output_dir / file.name)
+    (unfinished / RESULTS).write_text(json.dumps(metrics, indent=4, sort_keys=True), encoding="utf-8")
+    os.replace(unfinished / RESULTS, output_dir / RESULTS)
+    unfinished.rmdir()

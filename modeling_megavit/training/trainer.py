@@ -1,0 +1,103 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""transformers' Trainer with the little that it lacks for vision transformers, and checkpoints that survive a kill."""
+
+import json
+import shutil
+from pathlib import Path
+
+from torch import nn
+from transformers import ProgressCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+
+from .optimizer import add_cooldown, parameter_groups
+from .recipe import RecipeArguments
+
+
+class Progress(ProgressCallback):
+    """Trainer's progress bar with the newest numbers behind it, instead of a line for each of them."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.shown = {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None:
+            self.shown |= {name: f"{logs[name]:.3g}" for name in ("loss", "eval_accuracy") if name in (logs or {})}
+            self.training_bar.set_postfix(self.shown)
+
+
+class MegaVitTrainer(Trainer):
+    """
+    Trainer with augmentation on the device, layer-wise learning rates, weight decay by kind of parameter and a cooldown.
+
+    Args:
+        recipe (`RecipeArguments`): Read for `layer_decay`, `head_weight_decay` and `cooldown_steps`.
+        augmentation (`nn.Module`): Maps the `pixel_values` of a training batch to what the model gets. It runs in the
+            training step: the data loader works ahead, so random numbers drawn there would not be the same again when a
+            run is resumed.
+        args, kwargs: As of `Trainer`.
+    """
+
+    def __init__(self, recipe: RecipeArguments, augmentation: nn.Module, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # Trainer's mark for models that generate would be saved in config.json
+        vars(self.model.config).pop("use_cache", None)
+        self.recipe = recipe
+        self.augmentation = augmentation.to(self.args.device)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(Progress)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = parameter_groups(
+                model,
+                self.args.learning_rate,
+                self.args.weight_decay,
+                self.recipe.head_weight_decay,
+                self.recipe.layer_decay,
+            )
+            self.optimizer = optimizer_class(groups, **kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        is_new = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if is_new and self.recipe.cooldown_steps:
+            add_cooldown(scheduler, num_training_steps, self.recipe.cooldown_steps)
+        return scheduler
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        inputs = self._prepare_inputs(inputs)
+        inputs["pixel_values"] = self.augmentation(inputs["pixel_values"])
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _run_epoch(self, *args, **kwargs):
+        # Resumed from the checkpoint of the last step: Trainer would take one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # Only the trainer state is still to come: with it, the files of all processes are there.
+        self.accelerator.wait_for_everyone()
+
+
+def last_complete_checkpoint(output_dir: str) -> str | None:
+    """
+    Returns the newest checkpoint of `output_dir` that was written to its end, None if there is none.
+
+    Trainer writes the state of the training last, so a checkpoint is complete if that file can be read. What an
+    interruption left unfinished is deleted, lest its files mix with those of the next checkpoint of the same step.
+    """
+    while Path(output_dir).is_dir() and (checkpoint := get_last_checkpoint(output_dir)):
+        try:
+            json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            return checkpoint
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(checkpoint)
+    return None

@@ -1,0 +1,71 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Recipes: what YAML files and options say reaches the arguments, and what they can't say is refused by name."""
+
+import pytest
+
+from modeling_megavit import presets
+from modeling_megavit.training.recipe import read_recipe
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", presets.available("recipes"))
+def test_every_shipped_recipe_parses_and_says_how_to_run_it(name):
+    recipe, args, given = read_recipe(name, ["--use_cpu", "true"])
+    assert given.keys() >= {"model", "output_dir", "learning_rate"}
+    header = presets.find("recipes", name).read_text(encoding="utf-8").split("\n\n")[0]
+    assert f"megavit train {name}" in header or f"cli train {name}" in header
+    assert all(word in header for word in ("Hardware:", "Duration", "Result:"))
+
+
+def test_the_cifar10_recipe_is_the_one_that_was_asked_for():
+    _, args, _ = read_recipe("cifar10", ["--use_cpu", "true"])
+    assert (args.max_steps, args.per_device_train_batch_size, args.warmup_steps) == (300_000, 64, 2_500)
+    assert (args.learning_rate, args.max_grad_norm, args.weight_decay) == (2e-4, 0.05, 0.0)
+    assert (args.lr_scheduler_type, args.optim) == ("cosine", "adamw_torch")
+
+
+def test_the_vit22b_recipe_decays_head_and_body_as_the_paper_does():
+    recipe, args, _ = read_recipe("vit22b_jft", ["--use_cpu", "true"])
+    assert (recipe.head_weight_decay, args.weight_decay) == (3.0, 0.03)
+    assert args.lr_scheduler_kwargs == {"timescale": 10_000}
+    assert recipe.config["problem_type"] == "multi_label_classification"
+
+
+def test_an_option_overrides_the_recipe_with_dashes_or_underscores(tmp_path):
+    path = write(tmp_path, "learning_rate: 1e-3\nmax_steps: 5\nconfig: {depth: 3, dim: 8}\n")
+    options = ["--max-steps", "7", "--layer_decay=0.5", "--config.dim", "16", "--config.head-dim=4"]
+    recipe, args, given = read_recipe(path, options)
+    assert (args.learning_rate, args.max_steps, recipe.layer_decay) == (1e-3, 7, 0.5)
+    assert recipe.config == given["config"] == {"depth": 3, "dim": 16, "head_dim": 4}
+
+
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        ("learning_rat: 1", [], "no key 'learning_rat': did you mean learning_rate"),
+        ("", ["--max-step", "3"], "no key 'max-step': did you mean max_steps"),
+        ("", ["3"], "no key '3'"),
+        ("max_steps: many", [], "max_steps.*invalid int value: 'many'"),
+        ("- 1", [], "must be a mapping"),
+        ("config: 3", [], "`config` must be a mapping"),
+        ("layer_decay: 1.5", [], "`layer_decay` must be above 0 and at most 1, got 1.5"),
+        ("crop_scale: [1, 0.5]", [], "`crop_scale` must be"),
+        ("rand_augment: [2, 30]", [], "`rand_augment` must be"),
+        ("", ["--config.dim"], "--config.dim needs a value"),
+    ],
+)
+def test_what_a_recipe_cannot_say_raises_and_names_it(tmp_path, text, options, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(write(tmp_path, text), options)
+
+
+def test_an_unknown_recipe_raises_and_lists_those_that_exist():
+    with pytest.raises(ValueError, match="digits"):
+        read_recipe("digit")
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        read_recipe("nowhere.yaml")
