@@ -22,7 +22,7 @@ def load_config(name: str) -> MegaVitConfig:
     # A Hub id is ORGANISATION/NAME.
     if (name[:1] in "./~" or name.count("/") != 1) and not Path(name).is_dir():
         known = ", ".join(presets.available("models"))
-        raise FileNotFoundError(f"There is no preset and no model folder {name}; the presets are {known}.")
+        raise FileNotFoundError(f"There is no model folder {name}, and no preset of that name; there are {known}.")
     config = AutoConfig.from_pretrained(name)
     if config.model_type != MegaVitConfig.model_type:
         raise ValueError(f"The model must be a MegaVit, got {name}, which is a {config.model_type!r}.")
