@@ -6,7 +6,7 @@
         --size s16 --batch 8 --dtype bf16 --mode inference --compile eager --rounds 9
 
 A cell is a choice of size, batch, dtype, mode and compilation. Within a cell all models take turns in one process, in
-an order that shifts by one each round, so that a busy neighbour, the clock or the allocator (a forward of 8 images
+an order that is drawn anew each round, so that a busy neighbour, the clock or the allocator (a forward of 8 images
 takes tens of thousands of page faults, depending on what malloc kept) strikes all of them alike. What counts is the
 ratio of two times of the same round: the table gives its median and quartiles for MegaVit over the fastest peer, the
 peer with the smallest median. Below 1, MegaVit is faster; under 5 % is noise on a shared machine.
@@ -27,6 +27,7 @@ import argparse
 import itertools
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -138,15 +139,15 @@ def make_matmul(size: str, batch: int, dtype: torch.dtype, mode: str) -> Callabl
 
 def time_rounds(steps: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Runs all steps in turn until both `rounds` rounds and `seconds` have passed; returns milliseconds by name."""
-    names = list(steps)
-    times = {name: [] for name in names}
+    order = random.Random(0)
+    times = {name: [] for name in steps}
     start = time.perf_counter()
-    while len(times[names[-1]]) < rounds or time.perf_counter() - start < seconds:
-        for name in names:
+    while len(times[LIMIT]) < rounds or time.perf_counter() - start < seconds:
+        # Shuffled, because a step also pays for what its predecessor left in the caches and in malloc.
+        for name in order.sample(list(steps), len(steps)):
             before = time.perf_counter()
             steps[name]()
             times[name].append((time.perf_counter() - before) * 1e3)
-        names.append(names.pop(0))
     return times
 
 
