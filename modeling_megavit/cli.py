@@ -25,7 +25,7 @@ def _say(error: Exception) -> None:
 
 
 def _plain_errors(command):
-    """Makes one red line and exit code 1 of what a user can cause: wrong values and files that aren't there."""
+    """Makes one red line and exit code 1 of what a user can cause: wrong values, missing files and missing extras."""
 
     @functools.wraps(command)
     def wrapper(*args, **kwargs):

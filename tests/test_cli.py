@@ -117,5 +117,15 @@ def test_what_a_user_gets_wrong_is_one_line(arguments, parts, tmp_path, monkeypa
     assert_one_line(megavit(*arguments, code=1), *parts)
 
 
+def test_a_missing_extra_is_one_line(tmp_path):
+    code = (
+        "import sys\nsys.modules['kornia'] = None\nfrom modeling_megavit.cli import app\n"
+        f"app(['train', 'digits', '--output_dir', {str(tmp_path / 'run')!r}])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip() == "This command needs kornia, which comes with `pip install 'megavit[train]'`."
+
+
 def test_help_names_every_command():
     assert all(name in megavit("--help") for name in ("train", "predict", "info"))
