@@ -34,6 +34,11 @@ def _plain_errors(command):
         except (ValueError, OSError, StrictDataclassError) as error:
             _say(error)
             raise typer.Exit(1) from error
+        except ModuleNotFoundError as error:
+            if error.name not in ("kornia", "matplotlib", "sklearn"):
+                raise
+            _say(ValueError(f"This command needs {error.name}, which comes with `pip install 'megavit[train]'`."))
+            raise typer.Exit(1) from error
 
     return wrapper
 
