@@ -11,9 +11,7 @@ extras = {
     "style": ["ruff==0.17.5", "transformers-mlinter==0.1.5"],
 }
 extras["dev"] = (
-    extras["train"]
-    + extras["style"]
-    + ["mega-vit==0.0.4", "parameterized", "pytest", "pytest-xdist", "setuptools>=77", "timm"]
+    extras["train"] + extras["style"] + ["mega-vit==0.0.4", "parameterized", "pytest", "setuptools>=77", "timm"]
 )
 
 setup(

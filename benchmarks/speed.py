@@ -191,6 +191,7 @@ def summarise(cell: dict) -> dict:
 
 
 def label(cell: dict) -> str:
+    """Returns the settings of a cell in one line."""
     return f"{cell['size']} b{cell['batch']} {cell['dtype']} {cell['mode']} {cell['compile']}"
 
 
@@ -251,6 +252,7 @@ def machine() -> dict:
 
 
 def main():
+    """Measures the chosen cells and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choices = {
         "size": list(SIZES),

@@ -222,7 +222,7 @@ def test_input_embeddings_are_the_patch_embeddings():
 # Peers --------------------------------------------------------------------------------------------------------------
 
 
-def vit_to_megavit(state_dict, patch_size):
+def vit_to_megavit(state_dict):
     """Renames the weights of transformers' ViT; the patch projection becomes a matrix over (row, column, channel)."""
     names = {
         "vit.layers.": "vit.encoder.layers.",
@@ -253,7 +253,7 @@ def test_the_sequential_block_equals_transformers_vit():
     vit = ViTForImageClassification(ViTConfig(**sizes, patch_size=8, num_labels=5, initializer_range=0.2)).eval()
     fields = SEQUENTIAL | dict(qkv_bias=True, pooling_type="cls", layer_norm_eps=1e-12, patch_size=8, num_labels=5)
     model = MegaVitForImageClassification(MegaVitConfig(**sizes, **fields)).eval()
-    model.load_state_dict(vit_to_megavit(vit.state_dict(), 8))
+    model.load_state_dict(vit_to_megavit(vit.state_dict()))
     for size in ((32, 32), (64, 64), (96, 96)):
         pixel_values = images(model, size=size)
         expected = vit(pixel_values, interpolate_pos_encoding=True).logits

@@ -62,8 +62,7 @@ def model_info(name: str, image_size: tuple[int, int] | None = None, batch_size:
         activations[str(dtype).removeprefix("torch.")] = _saved_bytes(model.train(), images)
     model.eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        model(images[:1])
-    tokens = model.megavit(images[:1]).last_hidden_state.shape[1]
+        tokens = model(images[:1], output_hidden_states=True).hidden_states[-1].shape[1]
     parameters = defaultdict(int)
     for parameter_name, parameter in model.named_parameters():
         parts = parameter_name.removeprefix("megavit.").split(".")

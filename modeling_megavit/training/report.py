@@ -140,6 +140,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def _metadata(name: str, dataset: str, on_hub: bool, accuracy: float) -> ModelCardData:
+    """Returns what the Hub reads of a model card."""
+    result = EvalResult(
+        task_type="image-classification",
+        dataset_type=dataset,
+        dataset_name=f"{dataset} of scikit-learn" if dataset == "digits" else dataset,
+        metric_type="accuracy",
+        metric_value=round(accuracy, 4),
+    )
+    return ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license="apache-2.0",
+        tags=["megavit", "vision"],
+        datasets=[dataset] if on_hub else None,
+        metrics=["accuracy"],
+        eval_results=[result],
+    )
+
+
 def model_card(
     name: str,
     config: PreTrainedConfig,
@@ -168,25 +189,7 @@ def model_card(
     """
     is_local = Path(recipe.dataset).expanduser().exists()
     dataset = Path(recipe.dataset).name if is_local else recipe.dataset
-    on_hub = not is_local and dataset != "digits"
-    metadata = ModelCardData(
-        model_name=name,
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        license="apache-2.0",
-        tags=["megavit", "vision"],
-        datasets=[dataset] if on_hub else None,
-        metrics=["accuracy"],
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset,
-                dataset_name=f"{dataset} of scikit-learn" if dataset == "digits" else dataset,
-                metric_type="accuracy",
-                metric_value=round(metrics["eval_accuracy"], 4),
-            )
-        ],
-    )
+    metadata = _metadata(name, dataset, not is_local and dataset != "digits", metrics["eval_accuracy"])
     names = list(config.id2label.values())
     text = _CARD.format(
         metadata=metadata.to_yaml(),
