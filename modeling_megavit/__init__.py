@@ -6,7 +6,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from .configuration_megavit import MegaVitConfig
 from .image_processing_megavit import MegaVitImageProcessor
 from .image_processing_pil_megavit import MegaVitImageProcessorPil
-from .modeling_megavit import MegaVitForImageClassification, MegaVitModel, MegaVitPreTrainedModel
+from .modeling_megavit import (
+    MegaVitForImageClassification,
+    MegaVitModel,
+    MegaVitPacking,
+    MegaVitPreTrainedModel,
+    build_packing,
+    unpack,
+)
 
 
 AutoConfig.register("megavit", MegaVitConfig, exist_ok=True)
@@ -24,5 +31,8 @@ __all__ = [
     "MegaVitImageProcessor",
     "MegaVitImageProcessorPil",
     "MegaVitModel",
+    "MegaVitPacking",
     "MegaVitPreTrainedModel",
+    "build_packing",
+    "unpack",
 ]

@@ -72,6 +72,10 @@ class MegaVitConfig(PreTrainedConfig):
     position_embedding_type (`str`, *optional*, defaults to `"learned"`):
         `"learned"`: one vector per cell of the pre-training grid, resized to other grids. `"factorized"`: a table for
         rows plus one for columns (NaViT, section 2.1). `"sincos2d"`: fixed sines and cosines. `"none"`.
+    position_coordinates (`str`, *optional*, defaults to `"absolute"`):
+        How factorized positions are looked up. `"absolute"`: by row and column, so the tables must reach as far as the
+        largest image. `"fractional"`: by the part of the image's side, so that they are stretched over any image
+        (NaViT, section 2.1).
     num_register_tokens (`int`, *optional*, defaults to 0):
         Number of learned tokens without a position that are placed before the patches.
     pooling_type (`str`, *optional*, defaults to `"attention"`):
@@ -123,7 +127,7 @@ class MegaVitConfig(PreTrainedConfig):
         # transformers itself, in other models
         "layer_norm_epsilon": "layer_norm_eps",
     }
-    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "cu_seq_lens"]
     # Column- then row-parallel pairs, one all-reduce each; the gain of a query or key norm is shared by heads that live
     # on different ranks, so its gradient is summed.
     _tp_attention = {
@@ -161,6 +165,7 @@ class MegaVitConfig(PreTrainedConfig):
     num_channels: int = 3
     patch_norm: bool = False
     position_embedding_type: Literal["learned", "factorized", "sincos2d", "none"] = "learned"
+    position_coordinates: Literal["absolute", "fractional"] = "absolute"
     num_register_tokens: int = 0
     pooling_type: Literal["attention", "cls", "mean"] = "attention"
     use_cls_token: bool | None = None
@@ -217,7 +222,7 @@ class MegaVitConfig(PreTrainedConfig):
         if "return_embeddings" in kwargs:
             raise ValueError(
                 "`return_embeddings` is not a setting of MegaVitConfig: build a `MegaVitModel`, whose `pooler_output` "
-                "and `last_hidden_state` are the embeddings."
+                "and `last_hidden_state` are the embeddings; `unpack` gives them image by image."
             )
         # The base class keeps whatever it doesn't know as an attribute; a misspelt field must not end there unnoticed.
         known = defaults.keys() | self.attribute_map.keys() | {"num_labels", "output_attentions"}
@@ -257,6 +262,11 @@ class MegaVitConfig(PreTrainedConfig):
             raise ValueError(
                 f"`position_embedding_type='sincos2d'` needs a `hidden_size` that 4 divides, got {self.hidden_size}."
             )
+        if self.position_coordinates == "fractional" and self.position_embedding_type != "factorized":
+            raise ValueError(
+                "`position_coordinates='fractional'` contradicts "
+                f"`position_embedding_type={self.position_embedding_type!r}`: only factorized positions have a choice."
+            )
         if self.layer_type == "mega_vit":
             wanted = {"norm_type": "layer_norm", "norm_bias": True, "qk_norm": False, "layer_scale_init_value": None}
             for name, value in wanted.items():
@@ -276,6 +286,11 @@ class MegaVitConfig(PreTrainedConfig):
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of the pre-training patch grid."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patches: the class token, if there is one, and the registers."""
+        return int(self.use_cls_token) + self.num_register_tokens
 
     @classmethod
     def from_preset(cls, name: str, **kwargs) -> "MegaVitConfig":

@@ -21,26 +21,164 @@ What is unusual about it, compared with transformers' ViT:
   works, non-square and larger than the pre-training grid included;
 - patches are projected by a linear layer over (row, column, channel), SigLIP 2's order, so that one weight serves
   images and ready-cut patches;
+- images of different sizes are packed into one sequence without padding (NaViT,
+  https://huggingface.co/papers/2307.06304): `MegaVitPacking` says which patch is whose, `MegaVitSegments` tells each
+  attention backend so in its own form, and everything else works token by token;
 - pooling is multihead attention with one learned query (MAP, https://huggingface.co/papers/2106.04560), and its result
   is what the classifier reads.
 """
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils.flop_counter import register_flop_formula
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_megavit import MegaVitConfig
+
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def _(input_shape, weight_shape, *args, **kwargs) -> int:
+    """Lets torch's FlopCounterMode count the operator of `MegaVitLinear`."""
+    return 2 * math.prod(input_shape) * weight_shape[0]
+
+
+class MegaVitPacking(TypedDict, total=False):
+    """
+    What a packed sequence of patches consists of. [`MegaVitModel`] derives it from `spatial_shapes`; precomputed by
+    [`build_packing`] it spares the model a look at values on the device.
+    """
+
+    cu_seq_lens: torch.Tensor  # (images + 1,) int32: where each image's patches begin, and where the last one's end
+    max_seq_len: int  # number of patches of the longest image
+    position_ids: torch.Tensor  # (patches, 2) row and column of each patch; only if patches were dropped
+
+
+class MegaVitSegments(TypedDict, total=False):
+    """The same of a sequence of tokens, in the form that each attention backend asks for; built once per forward."""
+
+    image_ids: torch.Tensor  # (tokens,) number of each token's image
+    cu_seq_lens: torch.Tensor  # (images + 1,) int32
+    patch_ids: torch.Tensor  # (patches,) where the patches are among the tokens
+    max_seq_len: int  # for flash and torch's varlen attention
+    runs: list[tuple[int, int]]  # length and number of neighbouring images of one length, to take them one by one
+    attention_mask: Any  # for flex_attention and export
+
+
+def build_packing(spatial_shapes: torch.Tensor, kept: torch.Tensor | None = None) -> MegaVitPacking:
+    """
+    Describes the patches of some images in one sequence.
+
+    Args:
+        spatial_shapes (`torch.Tensor`):
+            (images, 2) rows and columns of the patch grid of each image.
+        kept (`torch.Tensor`, *optional*):
+            (patches,) ascending indices of the patches that are not dropped, among those of all images. At least one
+            of each image.
+
+    Returns:
+        [`MegaVitPacking`].
+
+    Raises:
+        `ValueError`: if there is no image, or one of no patches.
+    """
+    cu_seq_lens = image_boundaries(spatial_shapes)
+    packing = {}
+    if kept is not None:
+        image_ids, packing["position_ids"] = locate_patches(spatial_shapes, cu_seq_lens, kept)
+        num_patches = image_ids.bincount(minlength=spatial_shapes.shape[0])
+        cu_seq_lens = nn.functional.pad(num_patches.cumsum(0), (1, 0))
+    num_patches = cu_seq_lens.diff()
+    if not num_patches.numel() or num_patches.min() < 1:
+        raise ValueError(
+            f"`spatial_shapes` must have at least one image, and each one patch, got {num_patches.tolist()}."
+        )
+    return packing | {"cu_seq_lens": cu_seq_lens.int(), "max_seq_len": int(num_patches.max())}
+
+
+def image_boundaries(spatial_shapes: torch.Tensor) -> torch.Tensor:
+    """Returns where the patches of each image begin, and where the last one ends: (images + 1,)."""
+    return nn.functional.pad(spatial_shapes.prod(dim=1).cumsum(0), (1, 0))
+
+
+def locate_patches(
+    spatial_shapes: torch.Tensor, cu_seq_lens: torch.Tensor, patch_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the image of each patch, (patches,), and its row and column, (patches, 2), if none was dropped."""
+    image_ids = torch.searchsorted(cu_seq_lens[1:], patch_ids, right=True)
+    index, columns = patch_ids - cu_seq_lens[image_ids], spatial_shapes[image_ids, 1]
+    return image_ids, torch.stack([index // columns, index % columns], dim=1)
+
+
+def choose_patches(cu_seq_lens: torch.Tensor, token_dropout_prob: float) -> torch.Tensor:
+    """Draws the patches that stay, of each image as many as `token_dropout_prob` leaves, and returns their indices."""
+    num_patches = cu_seq_lens.diff()
+    num_kept = (num_patches * (1 - token_dropout_prob)).round().clamp(min=1)
+    image_ids = torch.arange(num_patches.shape[0], device=num_patches.device).repeat_interleave(num_patches)
+    # In random order within each image, the first ones stay.
+    order = (image_ids + torch.rand(image_ids.shape, dtype=torch.float64, device=image_ids.device)).argsort()
+    rank = torch.arange(image_ids.shape[0], device=image_ids.device) - cu_seq_lens[image_ids]
+    return order[rank < num_kept[image_ids]].sort().values
+
+
+def cut_patches(pixel_values: torch.Tensor, patch_size: list[int]) -> torch.Tensor:
+    """(batch, channels, height, width) -> (batch, rows * columns, patch_dim), each patch as (y, x, channel)."""
+    batch_size, _, height, width = pixel_values.shape
+    rows, columns = height // patch_size[0], width // patch_size[1]
+    # Two copies that keep lines of pixels together are faster than one that moves every number by itself.
+    patches = pixel_values.permute(0, 2, 3, 1).reshape(batch_size, rows, patch_size[0], columns, -1)
+    return patches.transpose(2, 3).reshape(batch_size, rows * columns, -1)
+
+
+def pad_images(tokens: torch.Tensor, cu_seq_lens: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """(1, all tokens, hidden_size) -> (images, num_tokens, hidden_size), filled up with zeros."""
+    is_real = torch.arange(num_tokens, device=tokens.device) < cu_seq_lens.diff()[:, None]
+    padded = tokens.new_zeros(*is_real.shape, tokens.shape[2])
+    padded[is_real] = tokens[0]
+    return padded
+
+
+class MegaVitLinear(nn.Linear):
+    """
+    A linear layer that calls oneDNN for inference on a CPU, where `nn.Linear` takes MKL for float32 and copies the bias
+    into the result beforehand for any type: 0.85 to 0.9 of the time on a CPU of AMD's.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # The operator has no gradient, and only plain tensors may go in: no shards, no quantised weights.
+        if (
+            not torch.is_grad_enabled()
+            and hidden_states.device.type == self.weight.device.type == "cpu"
+            and hidden_states.dtype == self.weight.dtype
+            and hidden_states.dtype in (torch.float32, torch.bfloat16)
+            and type(hidden_states) is torch.Tensor
+            and type(self.weight) is nn.Parameter
+            and HAS_ONEDNN
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        ):
+            return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, self.bias, "none", [], "")
+        return super().forward(hidden_states)
 
 
 def build_norm(config: MegaVitConfig, size: int) -> nn.Module:
@@ -57,24 +195,32 @@ class MegaVitPatchEmbeddings(nn.Module):
     def __init__(self, config: MegaVitConfig):
         super().__init__()
         self.patch_size = config.patch_size
-        self.num_channels = config.num_channels
         patch_dim = math.prod(config.patch_size) * config.num_channels
         self.pixel_norm = self.norm = nn.Identity()
         # CODEPATH: the patch norms are vit-pytorch's, mega-vit's and zeta's; no preset has them.
         if config.patch_norm:
             self.pixel_norm = build_norm(config, patch_dim)
             self.norm = build_norm(config, config.hidden_size)
-        self.projection = nn.Linear(patch_dim, config.hidden_size)
+        self.projection = MegaVitLinear(patch_dim, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        batch_size, _, height, width = pixel_values.shape
-        patch_height, patch_width = self.patch_size
-        rows, columns = height // patch_height, width // patch_width
-        # (batch, channel, row * y, column * x) -> (batch, row, column, y, x, channel), by two copies that keep lines of
-        # pixels together: faster than one copy that moves every number by itself
-        patches = pixel_values.permute(0, 2, 3, 1).reshape(batch_size, rows, patch_height, columns, -1)
-        patches = patches.transpose(2, 3).reshape(batch_size, rows * columns, -1)
+        patches = cut_patches(pixel_values, self.patch_size) if pixel_values.ndim == 4 else pixel_values
         return self.norm(self.projection(self.pixel_norm(patches)))
+
+
+def cubic_taps(index: torch.Tensor, size: int | torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Returns which four entries of a line of `side` entries, and in which parts, make entry `index` of the line resized
+    to `size`, as `nn.functional.interpolate(mode="bicubic", align_corners=False)` has it: (n, 4) each.
+    """
+    # As torch: the scale in float32 first. For an unchanged size, the parts are exactly 0, 1, 0 and 0.
+    source = (index.float() + 0.5) * side / size - 0.5
+    floor = source.floor()
+    offsets = torch.arange(-1, 3, device=index.device)
+    distance = (source[:, None] - floor[:, None] - offsets).abs()
+    near = (1.25 * distance - 2.25) * distance**2 + 1  # Keys' kernel with a = -0.75
+    far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+    return (floor.long()[:, None] + offsets).clamp(0, side - 1), torch.where(distance <= 1, near, far)
 
 
 class MegaVitEmbeddings(nn.Module):
@@ -104,65 +250,119 @@ class MegaVitEmbeddings(nn.Module):
         self.token_dropout_prob = config.token_dropout_prob
         self.dropout = nn.Dropout(config.embedding_dropout_prob)
 
-    def learned_positions(self, rows: int, columns: int) -> torch.Tensor:
-        """Returns the learned grid, resized to (rows, columns) where it differs: (rows * columns, hidden_size)."""
+    def learned_positions(self, position_ids: torch.Tensor, grid) -> torch.Tensor:
+        """Returns the learned grid, resized to the grid of each image."""
         positions = self.position_embeddings[0, int(self.config.use_cls_token) :]
-        grid_size = self.config.grid_size
-        if (rows, columns) == grid_size:
-            return positions
+        (y, y_part), (x, x_part) = (
+            cubic_taps(ids, size, side) for ids, size, side in zip(position_ids.T, grid, self.config.grid_size)
+        )
+        taps = (y[:, :, None] * self.config.grid_size[1] + x[:, None]).flatten(1)
+        parts = (y_part[:, :, None] * x_part[:, None]).flatten(1)
         # In float32, because a rounded weight shifts every patch of a row or column alike.
-        grid = positions.float().unflatten(0, grid_size).permute(2, 0, 1)[None]
-        grid = nn.functional.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-        return grid[0].flatten(1).T.to(positions.dtype)
+        resized = nn.functional.embedding_bag(taps, positions.float(), per_sample_weights=parts, mode="sum")
+        return resized.to(positions.dtype)
 
-    def factorized_positions(self, rows: int, columns: int) -> torch.Tensor:
+    def factorized_positions(self, position_ids: torch.Tensor, grid) -> torch.Tensor:
         """
-        Returns the sum of a row's and a column's embedding (NaViT, section 2.1): (rows * columns, hidden_size).
-        Coordinates are absolute; a table that is too short for the image is stretched to its length.
+        Returns the sum of a row's and a column's embedding (NaViT, section 2.1). Absolute coordinates are indices of
+        the tables; fractional ones are parts of the image's side, between whose neighbours a table is interpolated.
         """
 
-        def table(embeddings: torch.Tensor, length: int) -> torch.Tensor:
-            if length <= embeddings.shape[0]:
-                return embeddings[:length]
-            stretched = nn.functional.interpolate(embeddings.float().T[None], size=length, mode="linear")
-            return stretched[0].T.to(embeddings.dtype)
+        def look_up(table: torch.Tensor, ids: torch.Tensor, size: int | torch.Tensor) -> torch.Tensor:
+            # CODEPATH: "absolute" in navit-b16, "fractional" in no preset: the paper compares both.
+            if self.config.position_coordinates == "absolute":
+                return table[ids]
+            source = ((ids.float() + 0.5) * table.shape[0] / size - 0.5).clamp(0, table.shape[0] - 1)
+            before, part = source.long(), source.frac()[:, None]
+            after = (before + 1).clamp(max=table.shape[0] - 1)
+            return torch.lerp(table[before].float(), table[after].float(), part).to(table.dtype)
 
-        return (table(self.row_embeddings, rows)[:, None] + table(self.column_embeddings, columns)).flatten(0, 1)
+        tables = (self.row_embeddings, self.column_embeddings)
+        rows, columns = (look_up(table, ids, size) for table, ids, size in zip(tables, position_ids.T, grid))
+        return rows + columns
 
-    def sincos2d_positions(self, rows: int, columns: int) -> torch.Tensor:
-        """Returns MoCo v3's fixed sines and cosines, as big_vision's `posemb_sincos_2d`: (rows * columns, hidden_size)."""
-        weight = self.patch_embeddings.projection.weight
+    def sincos2d_positions(self, position_ids: torch.Tensor, grid) -> torch.Tensor:
+        """Returns MoCo v3's fixed sines and cosines, as big_vision's `posemb_sincos_2d`."""
         num_frequencies = self.config.hidden_size // 4
-        exponents = torch.arange(num_frequencies, dtype=torch.float32, device=weight.device)
-        omega = 10_000 ** -(exponents / max(num_frequencies - 1, 1))
-        y = torch.arange(rows, dtype=torch.float32, device=weight.device)[:, None] * omega
-        x = torch.arange(columns, dtype=torch.float32, device=weight.device)[:, None] * omega
-        y, x = y[:, None].expand(-1, columns, -1), x.expand(rows, -1, -1)
-        return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1).flatten(0, 1).to(weight.dtype)
+        exponents = torch.arange(num_frequencies, dtype=torch.float32, device=position_ids.device)
+        y, x = position_ids.T[..., None] * 10_000 ** -(exponents / max(num_frequencies - 1, 1))
+        return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).to(self.patch_embeddings.projection.weight.dtype)
 
-    def drop_tokens(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Keeps a random subset of each image's patches, as many as `token_dropout_prob` leaves (NaViT, section 2.1)."""
-        num_patches = embeddings.shape[1]
-        num_kept = max(1, round(num_patches * (1 - self.token_dropout_prob)))
-        kept = torch.rand(embeddings.shape[:2], device=embeddings.device).argsort(dim=1)[:, :num_kept]
-        return embeddings.gather(1, kept[..., None].expand(-1, -1, embeddings.shape[2]))
+    def positions(self, position_ids: torch.Tensor, grid) -> torch.Tensor | float:
+        """
+        Returns the position embeddings of some patches, (patches, hidden_size).
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        rows, columns = (size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size))
-        embeddings = self.patch_embeddings(pixel_values)
+        Args:
+            position_ids (`torch.Tensor`): (patches, 2) row and column of each patch.
+            grid: Number of rows and number of columns, as integers or, for each patch, as tensors (patches,).
+        """
         position_type = self.config.position_embedding_type
-        if position_type != "none":
-            embeddings = embeddings + getattr(self, f"{position_type}_positions")(rows, columns)
-        if self.training and self.token_dropout_prob > 0:
-            embeddings = self.drop_tokens(embeddings)
+        if position_type == "learned" and isinstance(grid, tuple) and grid == self.config.grid_size:
+            return self.position_embeddings[0, int(self.config.use_cls_token) :]
+        return 0.0 if position_type == "none" else getattr(self, f"{position_type}_positions")(position_ids, grid)
 
+    def prefix_tokens(self) -> torch.Tensor | None:
+        """Returns the tokens that stand before the patches of each image, (1, tokens, hidden_size)."""
         prefix = [token for token in (self.cls_token, self.register_tokens) if token is not None]
         if self.cls_token is not None and self.position_embeddings is not None:
             prefix[0] = self.cls_token + self.position_embeddings[:, :1]
-        if prefix:
-            prefix = [token.expand(embeddings.shape[0], -1, -1) for token in prefix]
-            embeddings = torch.cat([*prefix, embeddings], dim=1)
+        return torch.cat(prefix, dim=1) if prefix else None
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        packing: MegaVitPacking | None = None,
+    ) -> tuple[torch.Tensor, MegaVitSegments | None]:
+        if spatial_shapes is not None:
+            return self.embed_packed(pixel_values, spatial_shapes, packing)
+        return self.embed_images(pixel_values), None
+
+    def embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Embeds images of one size, (batch, channels, height, width)."""
+        rows, columns = (size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size))
+        patches = cut_patches(pixel_values, self.config.patch_size)
+        index = torch.arange(rows * columns, device=patches.device)
+        positions = self.positions(torch.stack([index // columns, index % columns], dim=1), (rows, columns))
+        if self.training and self.token_dropout_prob > 0:
+            num_kept = max(1, round(rows * columns * (1 - self.token_dropout_prob)))
+            kept = torch.rand(patches.shape[:2], device=patches.device).argsort(dim=1)[:, :num_kept]
+            patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
+            positions = positions[kept] if isinstance(positions, torch.Tensor) else positions
+        embeddings = self.patch_embeddings(patches) + positions
+        if (prefix := self.prefix_tokens()) is not None:
+            embeddings = torch.cat([prefix.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
         return self.dropout(embeddings)
+
+    def embed_packed(
+        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor, packing: MegaVitPacking
+    ) -> tuple[torch.Tensor, MegaVitSegments]:
+        """Embeds the patches of many images, (1, patches, patch_dim), and says which tokens are whose."""
+        cu_seq_lens = packing["cu_seq_lens"].long()
+        if self.training and self.token_dropout_prob > 0:
+            kept = choose_patches(cu_seq_lens, self.token_dropout_prob)
+            pixel_values, packing = pixel_values[:, kept], build_packing(spatial_shapes, kept)
+            cu_seq_lens = packing["cu_seq_lens"].long()
+        patch_ids = torch.arange(pixel_values.shape[1], device=pixel_values.device)
+        if (position_ids := packing.get("position_ids")) is None:
+            image_ids, position_ids = locate_patches(spatial_shapes, cu_seq_lens, patch_ids)
+        else:
+            image_ids = torch.searchsorted(cu_seq_lens[1:], patch_ids, right=True)
+        embeddings = self.patch_embeddings(pixel_values)
+        embeddings = embeddings + self.positions(position_ids, spatial_shapes[image_ids].T)
+        segments = {"cu_seq_lens": cu_seq_lens.int(), "image_ids": image_ids, "patch_ids": patch_ids}
+        if (prefix := self.prefix_tokens()) is not None:
+            num_images, num_prefix = spatial_shapes.shape[0], prefix.shape[1]
+            cu_seq_lens = cu_seq_lens + torch.arange(num_images + 1, device=cu_seq_lens.device) * num_prefix
+            segments["cu_seq_lens"] = cu_seq_lens.int()
+            segments["patch_ids"] = patch_ids + (image_ids + 1) * num_prefix
+            token_ids = torch.arange(patch_ids.shape[0] + num_images * num_prefix, device=patch_ids.device)
+            segments["image_ids"] = image_ids = torch.searchsorted(cu_seq_lens[1:], token_ids, right=True)
+            # The first of each image come from the prefix, the others from its patches.
+            index = token_ids - cu_seq_lens[image_ids]
+            source = torch.where(index < num_prefix, index, token_ids - image_ids * num_prefix)
+            embeddings = torch.cat([prefix, embeddings], dim=1)[:, source]
+        return self.dropout(embeddings), segments
 
 
 def eager_attention_forward(
@@ -185,6 +385,146 @@ def eager_attention_forward(
     return attn_output, attn_weights
 
 
+def count_runs(cu_seq_lens: torch.Tensor) -> list[tuple[int, int]]:
+    """Returns the lengths of packed images, each with the number of neighbours that have it."""
+    return [(length, len(list(run))) for length, run in itertools.groupby(cu_seq_lens.diff().tolist())]
+
+
+def split_images(runs: list[tuple[int, int]], *tensors: torch.Tensor):
+    """Yields the parts of (1, heads, tokens, head_dim), neighbours of one length together, as (images, heads, ...)."""
+    sizes = [length * count for length, count in runs]
+    # split, because the gradients of slices would be added up over the whole sequence, one by one
+    for (length, count), *parts in zip(runs, *(tensor.split(sizes, dim=2) for tensor in tensors)):
+        yield [part[0].unflatten(1, (count, length)).transpose(0, 1) for part in parts]
+
+
+def join_images(parts: list[torch.Tensor]) -> torch.Tensor:
+    """(images, heads, tokens, head_dim) of every length -> (1, all tokens, heads, head_dim)."""
+    return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])[None]
+
+
+def prefers_products(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """
+    Whether two matrix products are faster than sdpa's kernel, which gains nothing from a CPU's bfloat16 instructions,
+    as long as the attention map stays in the caches (measured up to 1,024 tokens).
+    """
+    size = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and size <= 2**24
+
+
+def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention without maps or dropout, (images, heads, tokens, head_dim), by the faster of torch's two ways."""
+    if not prefers_products(query, key):
+        return nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    shape, (query, key, value) = value.shape, (tensor.flatten(0, 1) for tensor in (query, key, value))
+    weights = torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=scaling).softmax(-1)
+    return torch.bmm(weights, value).view(shape)
+
+
+@torch.library.custom_op("megavit::packed_attention", mutates_args=())
+def packed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_lens: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """
+    Attention within each image of a packed sequence, as one operator: torch.compile sees neither the number nor the
+    lengths of the images. (1, heads, tokens, head_dim) -> (1, tokens, heads, head_dim).
+    """
+    parts = split_images(count_runs(cu_seq_lens), query, key, value)
+    return join_images([plain_attention(*part, scaling) for part in parts])
+
+
+@packed_attention.register_fake
+def _(query, key, value, cu_seq_lens, scaling):
+    return torch.empty_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("megavit::packed_attention_backward", mutates_args=())
+def packed_attention_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_lens: torch.Tensor,
+    scaling: float,
+) -> list[torch.Tensor]:
+    """The gradients of `packed_attention`, whose weights are computed again for them."""
+    grads = []
+    for out, q, k, v in split_images(count_runs(cu_seq_lens), grad.transpose(1, 2), query, key, value):
+        weights = torch.matmul(q * scaling, k.mT).softmax(-1)
+        products = weights * torch.matmul(out, v.mT)
+        scores = (products - weights * products.sum(-1, keepdim=True)) * scaling
+        grads.append((torch.matmul(scores, k), torch.matmul(scores.mT, q), torch.matmul(weights.mT, out)))
+    return [join_images(parts) for parts in zip(*grads)]
+
+
+@packed_attention_backward.register_fake
+def _(grad, query, key, value, cu_seq_lens, scaling):
+    return [torch.empty_like(grad, memory_format=torch.contiguous_format) for _ in range(3)]
+
+
+def _save_inputs(ctx, inputs, output):
+    *tensors, ctx.scaling = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _packed_attention_grad(ctx, grad):
+    grads = packed_attention_backward(grad, *ctx.saved_tensors, ctx.scaling)
+    return *(tensor.transpose(1, 2) for tensor in grads), None, None
+
+
+packed_attention.register_autograd(_packed_attention_grad, setup_context=_save_inputs)
+
+
+def pooled_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: MegaVitSegments,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """
+    Attention from one query to the tokens of each image, as sums over tokens: no mask, and no loop over the images.
+
+    Args:
+        query (`torch.Tensor`): (1, heads, 1, head_dim).
+        key, value (`torch.Tensor`): (1, heads, tokens, head_dim).
+        segments (`MegaVitSegments`): Says which token is whose.
+        scaling (`float`): Factor of the products.
+        dropout (`float`): Probability of dropping a weight.
+
+    Returns:
+        `torch.Tensor`: (images, 1, heads, head_dim).
+    """
+    image_ids = segments["image_ids"]
+    scores = (key[0].float() * (query[0].float() * scaling)).sum(-1).T  # (tokens, heads)
+    zeros = scores.new_zeros(segments["cu_seq_lens"].shape[0] - 1, scores.shape[1])
+    ids = image_ids[:, None].expand_as(scores)
+    largest = zeros.scatter_reduce(0, ids, scores.detach(), "amax", include_self=False)
+    weights = (scores - largest[image_ids]).exp()
+    weights = weights / zeros.index_add(0, image_ids, weights)[image_ids]
+    weights = nn.functional.dropout(weights, p=dropout)
+    weighted = weights[..., None] * value[0].transpose(0, 1).float()
+    return sum_by_image(weighted, segments)[:, None].to(value.dtype)
+
+
+def sum_by_image(tokens: torch.Tensor, segments: MegaVitSegments) -> torch.Tensor:
+    """(tokens, ...) -> (images, ...), in float32."""
+    sums = tokens.new_zeros(segments["cu_seq_lens"].shape[0] - 1, *tokens.shape[1:], dtype=torch.float32)
+    return sums.index_add(0, segments["image_ids"], tokens.float())
+
+
+def block_diagonal(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Puts attention maps (images, heads, tokens, tokens) on the diagonal of one: (1, heads, all tokens, all tokens)."""
+    size = sum(part.shape[0] * part.shape[2] for part in maps)
+    whole, start = maps[0].new_zeros(1, maps[0].shape[1], size, size), 0
+    for image in itertools.chain.from_iterable(maps):
+        end = start + image.shape[1]
+        whole[0, :, start:end, start:end] = image
+        start = end
+    return whole
+
+
 class MegaVitSelfAttention(nn.Module):
     """Multi-head attention up to the output projection, among tokens or, for pooling, from queries to tokens."""
 
@@ -195,9 +535,9 @@ class MegaVitSelfAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.is_causal = False
         inner_size = config.num_attention_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.q_proj = MegaVitLinear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.k_proj = MegaVitLinear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.v_proj = MegaVitLinear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.q_norm = self.k_norm = self.v_norm = nn.Identity()
         # CODEPATH: the megavit-* presets normalise queries and keys (ViT-22B), the vit-* presets nothing.
         if config.qk_norm:
@@ -210,36 +550,57 @@ class MegaVitSelfAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         queries: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        segments: MegaVitSegments | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        queries = hidden_states if queries is None else queries
+        has_probe = queries is not None
+        queries = queries if has_probe else hidden_states
         # (batch, tokens, inner_size) -> (batch, heads, tokens, head_dim); -1 is the number of heads on this rank
         heads = (-1, self.head_dim)
         query = self.q_norm(self.q_proj(queries).unflatten(-1, heads)).transpose(1, 2)
         key = self.k_norm(self.k_proj(hidden_states).unflatten(-1, heads)).transpose(1, 2)
         value = self.v_norm(self.v_proj(hidden_states).unflatten(-1, heads)).transpose(1, 2)
 
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if segments is not None and has_probe:
+            return pooled_attention(query, key, value, segments, self.scaling, dropout).flatten(2), None
         implementation = self.config._attn_implementation
-        is_cpu_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
         if kwargs.get("output_attentions"):
             implementation = "eager"  # the only one that has attention maps to give
-        elif implementation == "sdpa" and is_cpu_bf16 and attention_mask is None and key.shape[2] <= 384:
-            # sdpa's CPU kernel gains nothing from bfloat16 instructions, two matrix products do. Beyond some hundred
-            # tokens their attention map outgrows the caches.
+        elif implementation == "sdpa" and segments is None and prefers_products(query, key):
             implementation = "eager"
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        attn_output, attn_weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        attend = partial(attention_interface, self, dropout=dropout, scaling=self.scaling, **kwargs)
+        if segments is not None:
+            attn_output, attn_weights = self.attend_packed(attend, query, key, value, segments)
+        else:
+            attn_output, attn_weights = attend(query, key, value, None)
         return attn_output.flatten(2), attn_weights
+
+    def attend_packed(
+        self, attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: MegaVitSegments
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention within each image of a packed sequence, by the means that `MegaVitModel.choose_backend` chose."""
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32 behind their norms
+        backend, cu_seq_lens = segments["backend"], segments["cu_seq_lens"]
+        if backend == "flash":
+            lengths = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), cu_seq_lens)
+            lengths |= dict.fromkeys(("max_length_q", "max_length_k"), segments["max_seq_len"])
+            return attend(query, key, value, None, **lengths)
+        if backend == "mask":
+            return attend(query, key, value, segments["attention_mask"])
+        if backend == "varlen":
+            query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+            lengths = (cu_seq_lens, cu_seq_lens, segments["max_seq_len"], segments["max_seq_len"])
+            return varlen_attn(query, key, value, *lengths, scale=self.scaling)[None], None
+        if backend == "operator":
+            return packed_attention(query, key, value, cu_seq_lens, self.scaling), None
+        parts = split_images(segments["runs"], query, key, value)
+        if backend == "plain":
+            return join_images([plain_attention(*part, self.scaling) for part in parts]), None
+        outputs, maps = zip(*(attend(*part, None) for part in parts))
+        attn_output = join_images([output.transpose(1, 2) for output in outputs])
+        return attn_output, block_diagonal(maps) if attend.keywords.get("output_attentions") else None
 
 
 class MegaVitSelfOutput(nn.Module):
@@ -248,7 +609,7 @@ class MegaVitSelfOutput(nn.Module):
     def __init__(self, config: MegaVitConfig):
         super().__init__()
         inner_size = config.num_attention_heads * config.head_dim
-        self.o_proj = nn.Linear(inner_size, config.hidden_size, bias=config.attention_output_bias)
+        self.o_proj = MegaVitLinear(inner_size, config.hidden_size, bias=config.attention_output_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -273,7 +634,7 @@ class MegaVitIntermediate(nn.Module):
 
     def __init__(self, config: MegaVitConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.fc1 = MegaVitLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -286,7 +647,7 @@ class MegaVitOutput(nn.Module):
 
     def __init__(self, config: MegaVitConfig):
         super().__init__()
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.fc2 = MegaVitLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -312,11 +673,14 @@ class MegaVitDropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, segments: MegaVitSegments | None = None) -> torch.Tensor:
         if self.drop_prob == 0 or not self.training:
             return hidden_states
         keep_prob = 1 - self.drop_prob
-        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_prob)
+        num_images = hidden_states.shape[0] if segments is None else segments["cu_seq_lens"].shape[0] - 1
+        kept = hidden_states.new_empty(num_images, 1, 1).bernoulli_(keep_prob)
+        if segments is not None:
+            kept = kept[segments["image_ids"]].transpose(0, 1)  # (1, tokens, 1)
         return hidden_states * (kept / keep_prob)
 
     def extra_repr(self) -> str:
@@ -348,7 +712,7 @@ class MegaVitLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states))
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        x = hidden_states
+        x, segments = hidden_states, kwargs.get("segments")
         # CODEPATH: the megavit-* presets. ViT-22B, section 2: both branches read one norm and add up.
         if self.layer_type == "parallel":
             y = self.norm1(x)
@@ -357,13 +721,13 @@ class MegaVitLayer(GradientCheckpointingLayer):
                 # The biases of o_proj and fc2 have the same gradient. Inductor (torch 2.13) gives both sums one name in
                 # its C++ for bfloat16 on a CPU, which then doesn't compile; this keeps them apart.
                 mlp = mlp * 1.0
-            return x + self.drop_path(self.layer_scale1(attention + mlp))
+            return x + self.drop_path(self.layer_scale1(attention + mlp), segments)
         # CODEPATH: vit-b16, vit-l16, vit-h14.
         if self.layer_type == "sequential":
-            x = x + self.drop_path(self.layer_scale1(self.attention(self.norm1(x), **kwargs)))
-            return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+            x = x + self.drop_path(self.layer_scale1(self.attention(self.norm1(x), **kwargs)), segments)
+            return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))), segments)
         # CODEPATH: checkpoints of mega-vit 0.0.4 and zeta: parallel, but each branch has a norm of its own.
-        return x + self.drop_path(self.attention(self.norm1(x), **kwargs) + self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.attention(self.norm1(x), **kwargs) + self.mlp(self.norm2(x)), segments)
 
 
 class MegaVitEncoder(nn.Module):
@@ -392,7 +756,7 @@ class MegaVitPooler(nn.Module):
     def __init__(self, config: MegaVitConfig):
         super().__init__()
         self.pooling_type = config.pooling_type
-        self.num_prefix_tokens = int(config.use_cls_token) + config.num_register_tokens
+        self.num_prefix_tokens = config.num_prefix_tokens
         # CODEPATH: checkpoints of mega-vit 0.0.4 and zeta take the mean over the class token too.
         if config.layer_type == "mega_vit":
             self.num_prefix_tokens = 0
@@ -405,15 +769,98 @@ class MegaVitPooler(nn.Module):
             self.intermediate = MegaVitIntermediate(config)
             self.output = MegaVitOutput(config)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        segments: MegaVitSegments | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        if segments is not None:
+            return self.pool_packed(hidden_states, segments, **kwargs)
         if self.pooling_type == "cls":
             return hidden_states[:, 0]
         patches = hidden_states[:, self.num_prefix_tokens :]
         if self.pooling_type == "mean":
             return patches.mean(dim=1)
-        x = self.attention(patches, queries=self.probe.expand(patches.shape[0], -1, -1), **kwargs)
+        return self.attend(patches, self.probe.expand(patches.shape[0], -1, -1), **kwargs)
+
+    def pool_packed(self, hidden_states: torch.Tensor, segments: MegaVitSegments, **kwargs) -> torch.Tensor:
+        """Pools each image of a packed sequence, (1, tokens, hidden_size) -> (images, hidden_size)."""
+        if self.pooling_type == "cls":
+            return hidden_states[0, segments["cu_seq_lens"][:-1]]
+        if self.num_prefix_tokens:
+            patch_ids = segments["patch_ids"]
+            hidden_states = hidden_states[:, patch_ids]
+            segments = segments | {"image_ids": segments["image_ids"][patch_ids]}
+        if self.pooling_type == "mean":
+            counts = sum_by_image(hidden_states.new_ones(hidden_states.shape[1], 1), segments)
+            return (sum_by_image(hidden_states[0], segments) / counts).to(hidden_states.dtype)
+        return self.attend(hidden_states, self.probe, segments=segments, **kwargs)
+
+    def attend(self, patches: torch.Tensor, queries: torch.Tensor, **kwargs) -> torch.Tensor:
+        """The MAP head, behind which there is one token per image."""
+        x = self.attention(patches, queries=queries, **kwargs)
         x = x + self.output(self.intermediate(self.norm(x)))
         return x[:, 0]
+
+
+@dataclass
+class MegaVitModelOutput(BaseModelOutputWithPooling):
+    r"""
+    last_hidden_state (`torch.FloatTensor`):
+        The normalised tokens of each image (class token, register tokens, patches row by row): (batch, tokens,
+        hidden_size) for images of one size; (batch, most tokens, hidden_size), filled up with zeros, for padded input;
+        (1, all tokens, hidden_size) for packed input and for a list.
+    pooler_output (`torch.FloatTensor` of shape `(images, hidden_size)`):
+        One vector for each image.
+    cu_seq_lens (`torch.Tensor` of shape `(images + 1,)`, *optional*, returned unless the images have one size):
+        Where the tokens of each image begin in a packed sequence, and where those of the last one end. `hidden_states`
+        and `attentions` are those of the packed sequence. [`unpack`] takes them apart.
+    """
+
+    cu_seq_lens: torch.Tensor | None = None
+
+
+@dataclass
+class MegaVitImageClassifierOutput(ImageClassifierOutput):
+    r"""
+    logits (`torch.FloatTensor` of shape `(images, config.num_labels)`):
+        The scores of each class.
+    cu_seq_lens (`torch.Tensor` of shape `(images + 1,)`, *optional*, returned unless the images have one size):
+        As of [`MegaVitModelOutput`].
+    """
+
+    cu_seq_lens: torch.Tensor | None = None
+
+
+def unpack(outputs: ModelOutput) -> list[ModelOutput]:
+    """
+    Takes the outputs of a batch apart, whatever form its images had.
+
+    Args:
+        outputs (`ModelOutput`): What [`MegaVitModel`] or a model with a head returns.
+
+    Returns:
+        `list[ModelOutput]`: for each image what the model returns for a batch of this image alone, without a loss.
+    """
+    per_image = outputs["pooler_output"] if "pooler_output" in outputs else outputs["logits"]
+    num_images = per_image.shape[0]
+    packed = outputs.get("cu_seq_lens")
+    bounds = None if packed is None else packed.tolist()
+
+    def take(name: str, value, image: int):
+        if isinstance(value, tuple):
+            return tuple(take(name, element, image) for element in value)
+        if bounds is None or name not in ("last_hidden_state", "hidden_states", "attentions"):
+            return value[image : image + 1]
+        start, end = bounds[image], bounds[image + 1]
+        if name == "attentions":
+            return value[:, :, start:end, start:end]
+        is_padded = value.shape[0] > 1
+        return value[image : image + 1, : end - start] if is_padded else value[:, start:end]
+
+    names = [name for name in outputs if name not in ("loss", "cu_seq_lens")]
+    return [type(outputs)(**{name: take(name, outputs[name], i) for name in names}) for i in range(num_images)]
 
 
 @auto_docstring
@@ -464,8 +911,7 @@ class MegaVitPreTrainedModel(PreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    The MegaVit encoder with its pooler: `last_hidden_state` holds the normalised tokens of each image (class token,
-    register tokens, patches row by row), `pooler_output` one vector per image.
+    The MegaVit encoder with its pooler, for images of one size, padded images, packed images and lists of images.
     """
 )
 class MegaVitModel(MegaVitPreTrainedModel):
@@ -477,46 +923,231 @@ class MegaVitModel(MegaVitPreTrainedModel):
         # Initialize weights and apply final processing
         self.post_init()
 
-    def _check_inputs(self, pixel_values: torch.Tensor | None, interpolate_pos_encoding: bool | None, kwargs: dict):
-        """Raises for inputs that the model can't use, before anything is computed from them."""
-        if unknown := kwargs.keys() - TransformersKwargs.__annotations__.keys():
-            raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments: {', '.join(sorted(unknown))}.")
+    def _check_images(self, pixel_values: torch.Tensor | None, where: str = ""):
+        """Raises for anything but images (batch, channels, height, width) of whole patches."""
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
             got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-            raise ValueError(f"`pixel_values` must be a tensor (batch, channels, height, width), got {got}.")
+            raise ValueError(
+                "`pixel_values` must be a tensor (batch, channels, height, width) or (batch, patches, patch_dim), or a "
+                f"list of tensors (channels, height, width), got {got}{where}."
+            )
         _, channels, *size = pixel_values.shape
         if channels != self.config.num_channels:
-            raise ValueError(f"`pixel_values` must have {self.config.num_channels} channels, got {channels}.")
+            raise ValueError(f"`pixel_values` must have {self.config.num_channels} channels, got {channels}{where}.")
         if any(pixels % patch or pixels == 0 for pixels, patch in zip(size, self.config.patch_size)):
             raise ValueError(
                 "`pixel_values` must have a height and width that are multiples of the patch size "
-                f"{self.config.patch_size}, got {size}."
+                f"{self.config.patch_size}, got {size}{where}."
             )
-        if interpolate_pos_encoding is False and size != self.config.image_size:
+
+    def _pack_list(self, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cuts images of any size into one packed sequence, and returns it with its `spatial_shapes`."""
+        if not images:
+            raise ValueError("`pixel_values` must hold at least one image, got an empty list.")
+        patches, spatial_shapes = [], []
+        for index, image in enumerate(images):
+            image = image[None] if isinstance(image, torch.Tensor) and image.ndim == 3 else image
+            self._check_images(image, f" for image {index}")
+            patches.append(cut_patches(image, self.config.patch_size)[0])
+            spatial_shapes.append([size // patch for size, patch in zip(image.shape[2:], self.config.patch_size)])
+        return torch.cat(patches)[None], torch.tensor(spatial_shapes, device=patches[0].device)
+
+    def _check_patches(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None,
+        spatial_shapes: torch.Tensor | None,
+        packing: MegaVitPacking | None,
+    ):
+        """Raises for padded or packed patches if the shapes of the arguments do not fit together."""
+        patch_dim = math.prod(self.config.patch_size) * self.config.num_channels
+        if pixel_values.shape[2] != patch_dim:
+            raise ValueError(f"`pixel_values` must have patches of {patch_dim} numbers, got {pixel_values.shape[2]}.")
+        is_padded, got = (
+            pixel_attention_mask is not None,
+            None if spatial_shapes is None else tuple(spatial_shapes.shape),
+        )
+        num_images = pixel_values.shape[0] if is_padded or got is None else got[0]
+        if got != (num_images, 2) or num_images == 0:
+            raise ValueError(f"`spatial_shapes` must be ({num_images or 'images'}, 2), rows and columns, got {got}.")
+        if is_padded and pixel_attention_mask.shape != pixel_values.shape[:2]:
             raise ValueError(
-                f"`pixel_values` must have the pre-training size {self.config.image_size} when "
-                f"`interpolate_pos_encoding` is False, got {size}."
+                f"`pixel_attention_mask` must have the shape {tuple(pixel_values.shape[:2])} of `pixel_values`, got "
+                f"{tuple(pixel_attention_mask.shape)}."
             )
+        if not is_padded and pixel_values.shape[0] != 1:
+            raise ValueError(
+                "`pixel_values` must be packed, (1, patches, patch_dim), or come with a `pixel_attention_mask`, got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        if packing is not None and is_padded:
+            raise ValueError("`packing` belongs to packed `pixel_values`, which have no `pixel_attention_mask`.")
+        if packing is not None and packing["cu_seq_lens"].shape != (num_images + 1,):
+            raise ValueError(
+                f"`packing` must have a `cu_seq_lens` of shape ({num_images + 1},) for these `spatial_shapes`, got "
+                f"{tuple(packing['cu_seq_lens'].shape)}."
+            )
+        if self.training and self.config.token_dropout_prob and "position_ids" in (packing or {}):
+            raise ValueError("`packing` has dropped patches already, and `config.token_dropout_prob` would drop more.")
+
+    def _check_values(
+        self, spatial_shapes: torch.Tensor, num_patches: int, packing: MegaVitPacking | None, only_grid: bool
+    ):
+        """Raises if the grids of the images don't add up to their patches, or the position tables don't reach."""
+        rows_and_columns = spatial_shapes.amin(dim=0), spatial_shapes.amax(dim=0)
+        (least, most), side = (bounds.tolist() for bounds in rows_and_columns), self.config.grid_size
+        expected = int(spatial_shapes.prod(dim=1).sum() if packing is None else packing["cu_seq_lens"][-1])
+        if min(least) < 1:
+            raise ValueError(f"`spatial_shapes` must be positive, got {spatial_shapes.tolist()}.")
+        if expected != num_patches:
+            name = "spatial_shapes" if packing is None else "packing"
+            raise ValueError(f"`{name}` must add up to the {num_patches} patches of `pixel_values`, got {expected}.")
+        self._check_grid(most)
+        if only_grid and (least, most) != (list(side), list(side)):
+            raise ValueError(
+                f"`spatial_shapes` must be the pre-training grid {side} when `interpolate_pos_encoding` is False, got "
+                f"{spatial_shapes.tolist()}."
+            )
+
+    def _check_grid(self, grid):
+        """Raises if an image has more rows or columns than the position tables, unless they are stretched."""
+        config = self.config
+        is_indexed = config.position_embedding_type == "factorized" and config.position_coordinates == "absolute"
+        if is_indexed and any(size > side for size, side in zip(grid, config.grid_size)):
+            raise ValueError(
+                f"`pixel_values` must have at most {config.grid_size} patches, rows and columns, for the factorized "
+                f"position embeddings of `config.image_size` {config.image_size}, got {tuple(grid)}."
+            )
+
+    def _prepare_inputs(
+        self,
+        pixel_values: torch.Tensor | list[torch.Tensor] | None,
+        pixel_attention_mask: torch.Tensor | None,
+        spatial_shapes: torch.Tensor | None,
+        packing: MegaVitPacking | None,
+        only_grid: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, MegaVitPacking | None]:
+        """Checks the inputs, and makes packed patches of all forms but images of one size."""
+        arguments = {
+            "pixel_attention_mask": pixel_attention_mask,
+            "spatial_shapes": spatial_shapes,
+            "packing": packing,
+        }
+        given = [name for name, value in arguments.items() if value is not None]
+        dtype = self.embeddings.patch_embeddings.projection.weight.dtype
+        if given and not (isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 3):
+            raise ValueError(f"`{given[0]}` must come with patches as `pixel_values`, (batch, patches, patch_dim).")
+        if isinstance(pixel_values, list | tuple):
+            pixel_values, spatial_shapes = self._pack_list(pixel_values)
+        elif not given:
+            self._check_images(pixel_values)
+            grid = [size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size)]
+            self._check_grid(grid)
+            if only_grid and tuple(grid) != self.config.grid_size:
+                raise ValueError(
+                    f"`pixel_values` must have the pre-training size {self.config.image_size} when "
+                    f"`interpolate_pos_encoding` is False, got {list(pixel_values.shape[2:])}."
+                )
+            return pixel_values.to(dtype), None, None
+        else:
+            self._check_patches(pixel_values, pixel_attention_mask, spatial_shapes, packing)
+        if pixel_attention_mask is not None:
+            num_patches = spatial_shapes.prod(dim=1, keepdim=True)
+            is_real = torch.arange(pixel_values.shape[1], device=pixel_values.device) < num_patches
+            if not torch.equal(is_real, pixel_attention_mask.bool()):
+                raise ValueError(
+                    "`pixel_attention_mask` must mark the first rows * columns patches of each image, by `spatial_shapes` "
+                    f"{num_patches.flatten().tolist()}, got {pixel_attention_mask.sum(dim=1).tolist()}."
+                )
+            pixel_values = pixel_values[is_real][None]
+        # To look at the values waits for a GPU; what `build_packing` made is trusted there.
+        if not torch.compiler.is_compiling() and (packing is None or spatial_shapes.device.type == "cpu"):
+            self._check_values(spatial_shapes, pixel_values.shape[1], packing, only_grid)
+        packing = {"cu_seq_lens": image_boundaries(spatial_shapes)} if packing is None else packing
+        return pixel_values.to(dtype), spatial_shapes, packing
+
+    def _choose_backend(
+        self, segments: MegaVitSegments, packing: MegaVitPacking, hidden_states: torch.Tensor, with_maps: bool
+    ):
+        """Adds to `segments` the means by which attention keeps the images apart, and what these take."""
+        implementation = "eager" if with_maps else self.config._attn_implementation
+        dropout = self.training and self.config.attention_probs_dropout_prob > 0
+        device, dtype = hidden_states.device.type, hidden_states.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        fits_kernel = dtype in (torch.float16, torch.bfloat16) and self.config.head_dim in range(8, 257, 8)
+        is_compiled, is_plain = torch.compiler.is_compiling(), not dropout and not with_maps
+        if is_flash_attention_requested(requested_attention_implementation=implementation):
+            backend = "flash"
+        elif implementation == "sdpa" and device == "cuda" and fits_kernel and is_plain:
+            backend = "varlen"
+        elif implementation == "flex_attention" or torch.compiler.is_exporting() or (is_compiled and not is_plain):
+            backend = "mask"
+        elif is_compiled:
+            backend = "operator"
+        else:
+            backend = "plain" if implementation == "sdpa" and is_plain else "interface"
+        segments["backend"] = backend
+        if backend in ("flash", "varlen"):
+            num_patches = packing.get("max_seq_len") or int(packing["cu_seq_lens"].diff().max())
+            segments["max_seq_len"] = num_patches + self.config.num_prefix_tokens
+        if backend in ("plain", "interface"):
+            segments["runs"] = count_runs(segments["cu_seq_lens"])
+        if backend == "mask":
+            segments["attention_mask"] = self._packed_mask(segments["image_ids"], hidden_states, implementation)
+
+    def _packed_mask(self, image_ids: torch.Tensor, hidden_states: torch.Tensor, implementation: str):
+        """Returns a mask over the whole sequence: sparse blocks for flex_attention, numbers to add for the others."""
+        if implementation == "flex_attention":
+            same_image = packed_sequence_mask_function(image_ids[None])
+            return create_bidirectional_mask(self.config, hidden_states, None, and_mask_function=same_image)
+        is_other = image_ids[:, None] != image_ids
+        zeros = hidden_states.new_zeros(1, 1, *is_other.shape)
+        return zeros.masked_fill(is_other, torch.finfo(hidden_states.dtype).min)
 
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        packing: MegaVitPacking | None = None,
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> MegaVitModelOutput:
         r"""
+        pixel_values (`torch.Tensor` or `list[torch.Tensor]`):
+            Images in one of four forms. One size: (batch, channels, height, width). Padded: (batch, most patches,
+            patch_dim), with `pixel_attention_mask` and `spatial_shapes`. Packed: the patches of all images in one
+            sequence, (1, patches, patch_dim), with `spatial_shapes`. A list of tensors (channels, height, width).
+            A patch holds its rows of pixels, the channels of a pixel together; patches come row by row.
+        pixel_attention_mask (`torch.Tensor` of shape `(batch, most patches)`, *optional*):
+            1 for patches of the image, which come first, and 0 for padding.
+        spatial_shapes (`torch.Tensor` of shape `(images, 2)`, *optional*):
+            Rows and columns of the patch grid of each padded or packed image.
+        packing (`MegaVitPacking`, *optional*):
+            What [`build_packing`] makes of `spatial_shapes` for packed images, which spares a wait for the device. It
+            is needed if patches have been dropped.
         interpolate_pos_encoding (`bool`, *optional*):
             Accepted because transformers' ViT has it. The position embeddings follow the size of the images without
             it; `False` refuses images of any other size than `config.image_size`.
         """
-        self._check_inputs(pixel_values, interpolate_pos_encoding, kwargs)
-        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
-        hidden_states = self.embeddings(pixel_values)
-        last_hidden_state = self.encoder(hidden_states, **kwargs)
-        pooler_output = self.pooler(last_hidden_state, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)
+        if unknown := kwargs.keys() - TransformersKwargs.__annotations__.keys():
+            raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments: {', '.join(sorted(unknown))}.")
+        patch_arguments = (pixel_attention_mask, spatial_shapes, packing)
+        inputs = self._prepare_inputs(pixel_values, *patch_arguments, only_grid=interpolate_pos_encoding is False)
+        hidden_states, segments = self.embeddings(*inputs)
+        if segments is not None:
+            self._choose_backend(segments, inputs[2], hidden_states, bool(kwargs.get("output_attentions")))
+        last_hidden_state = self.encoder(hidden_states, segments=segments, **kwargs)
+        pooler_output = self.pooler(last_hidden_state, segments=segments, **kwargs)
+        cu_seq_lens = None if segments is None else segments["cu_seq_lens"]
+        if pixel_attention_mask is not None:
+            num_tokens = self.config.num_prefix_tokens + pixel_values.shape[1]
+            last_hidden_state = pad_images(last_hidden_state, cu_seq_lens, num_tokens)
+        return MegaVitModelOutput(
+            last_hidden_state=last_hidden_state, pooler_output=pooler_output, cu_seq_lens=cu_seq_lens
+        )
 
 
 def image_classification_loss(
@@ -605,31 +1236,55 @@ class MegaVitForImageClassification(MegaVitPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        packing: MegaVitPacking | None = None,
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> MegaVitImageClassifierOutput:
         r"""
+        pixel_values (`torch.Tensor` or `list[torch.Tensor]`):
+            Images of one size, padded, packed or in a list, see [`MegaVitModel`].
         labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
             Class indices, or zeros and ones for multiple labels, or numbers for a regression. `config.problem_type`
             decides; see `image_classification_loss`.
+        pixel_attention_mask (`torch.Tensor` of shape `(batch, most patches)`, *optional*):
+            1 for patches of the image, 0 for padding.
+        spatial_shapes (`torch.Tensor` of shape `(images, 2)`, *optional*):
+            Rows and columns of the patch grid of each padded or packed image.
+        packing (`MegaVitPacking`, *optional*):
+            What [`build_packing`] makes of `spatial_shapes` for packed images.
         interpolate_pos_encoding (`bool`, *optional*):
             Accepted because transformers' ViT has it, see [`MegaVitModel`].
         """
-        outputs: BaseModelOutputWithPooling = self.megavit(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        outputs: MegaVitModelOutput = self.megavit(
+            pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            packing=packing,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)
-        return ImageClassifierOutput(
+        return MegaVitImageClassifierOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            cu_seq_lens=outputs.cu_seq_lens,
         )
 
 
-__all__ = ["MegaVitForImageClassification", "MegaVitModel", "MegaVitPreTrainedModel"]
+__all__ = [
+    "MegaVitForImageClassification",
+    "MegaVitModel",
+    "MegaVitPacking",
+    "MegaVitPreTrainedModel",
+    "build_packing",
+    "unpack",
+]

@@ -23,7 +23,8 @@ ARCHITECTURES = {
     "layer_norm": {"norm_type": "layer_norm"},
     "sequential": SEQUENTIAL | {"qkv_bias": True, "pooling_type": "cls"},
     "mega_vit": MEGA_VIT | {"patch_norm": True, "pooling_type": "mean", "use_cls_token": True},
-    "navit": {"layer_type": "sequential", "position_embedding_type": "factorized", "num_register_tokens": 2},
+    "navit": {"layer_type": "sequential", "position_embedding_type": "factorized", "num_register_tokens": 2}
+    | {"position_coordinates": "fractional"},
     "simple_vit": SEQUENTIAL | {"position_embedding_type": "sincos2d", "pooling_type": "mean"},
     "layer_scale": {"layer_scale_init_value": 0.1, "position_embedding_type": "none", "head_dim": 16},
     "no_biases": {"mlp_bias": False, "attention_output_bias": False, "use_cls_token": True},
@@ -336,11 +337,24 @@ def test_the_mega_vit_block_equals_mega_vit(pooling_type):
 
 def test_learned_positions_are_those_of_the_grid_at_the_pre_training_size():
     embeddings = build(use_cls_token=True).megavit.embeddings
-    torch.testing.assert_close(embeddings.learned_positions(4, 4), embeddings.position_embeddings[0, 1:])
+    position_ids = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    expected = embeddings.position_embeddings[0, 1:]
+    assert torch.equal(embeddings.positions(position_ids, (4, 4)), expected)
+    assert torch.equal(embeddings.learned_positions(position_ids, (4, 4)), expected)
+
+
+@pytest.mark.parametrize("grid", [(7, 3), (1, 9), (8, 8), (2, 1)])
+def test_learned_positions_are_resized_as_torch_does(grid):
+    embeddings = build(image_size=(32, 48)).megavit.embeddings
+    table = embeddings.position_embeddings.unflatten(1, (4, 6)).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(table, size=grid, mode="bicubic")[0].flatten(1).T
+    position_ids = torch.cartesian_prod(*map(torch.arange, grid))
+    torch.testing.assert_close(embeddings.positions(position_ids, grid), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sincos2d_positions_are_big_visions():
-    positions = build(position_embedding_type="sincos2d").megavit.embeddings.sincos2d_positions(2, 3)
+    embeddings = build(position_embedding_type="sincos2d").megavit.embeddings
+    positions = embeddings.sincos2d_positions(torch.cartesian_prod(torch.arange(2), torch.arange(3)), (2, 3))
     omega = 10_000.0 ** -(torch.arange(8) / 7)
     for index, (y, x) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]):
         expected = torch.cat([(x * omega).sin(), (x * omega).cos(), (y * omega).sin(), (y * omega).cos()])
@@ -349,8 +363,21 @@ def test_sincos2d_positions_are_big_visions():
 
 def test_factorized_positions_are_the_sum_of_a_row_and_a_column():
     embeddings = build(position_embedding_type="factorized").megavit.embeddings
-    positions = embeddings.factorized_positions(3, 2)
-    torch.testing.assert_close(positions[5], embeddings.row_embeddings[2] + embeddings.column_embeddings[1])
+    positions = embeddings.factorized_positions(torch.tensor([[2, 1]]), (3, 2))
+    torch.testing.assert_close(positions[0], embeddings.row_embeddings[2] + embeddings.column_embeddings[1])
+
+
+@pytest.mark.parametrize("grid", [(7, 3), (1, 9), (4, 4)])
+def test_fractional_positions_stretch_the_tables_over_the_image(grid):
+    fields = {"position_embedding_type": "factorized", "position_coordinates": "fractional"}
+    embeddings = build(fields).megavit.embeddings
+    rows, columns = (
+        nn.functional.interpolate(table.T[None], size=size, mode="linear")[0].T
+        for table, size in zip((embeddings.row_embeddings, embeddings.column_embeddings), grid)
+    )
+    position_ids = torch.cartesian_prod(*map(torch.arange, grid))
+    expected = (rows[:, None] + columns).flatten(0, 1)
+    torch.testing.assert_close(embeddings.positions(position_ids, grid), expected, rtol=1e-5, atol=1e-5)
 
 
 # Training -----------------------------------------------------------------------------------------------------------
@@ -359,13 +386,13 @@ def test_factorized_positions_are_the_sum_of_a_row_and_a_column():
 def test_dropped_tokens_keep_their_positions_and_only_training_drops():
     model = build(token_dropout_prob=0.75, cls=MegaVitModel)
     embeddings = model.embeddings
-    everything = embeddings(images(model))
+    everything = embeddings(images(model))[0]
     assert everything.shape[1] == 16
-    kept = embeddings.train()(images(model))
+    kept = embeddings.train()(images(model))[0]
     assert kept.shape[1] == 4
     for image in range(2):
         assert torch.cdist(kept[image], everything[image]).min(dim=1).values.max() < 1e-3
-    assert not torch.equal(kept, embeddings(images(model)))
+    assert not torch.equal(kept, embeddings(images(model))[0])
 
 
 def test_drop_path_drops_whole_images_in_training_only():
@@ -436,7 +463,9 @@ BAD_PIXELS = {
     "empty": (torch.zeros(1, 3, 0, 32), "patch size"),
     "four channels": (torch.zeros(1, 4, 32, 32), "3 channels, got 4"),
     "no batch": (torch.zeros(3, 32, 32), r"\(3, 32, 32\)"),
-    "a list": ([torch.zeros(3, 32, 32)], "list"),
+    "an empty list": ([], "empty list"),
+    "a list of arrays": ([torch.zeros(3, 32, 32).numpy()], "ndarray for image 0"),
+    "a list of channels": ([torch.zeros(3, 32, 32), torch.zeros(1, 32, 32)], "3 channels, got 1 for image 1"),
     "nothing": (None, "NoneType"),
 }
 
@@ -449,8 +478,8 @@ def test_bad_pixel_values_raise_and_are_named(pixel_values, named):
 
 def test_arguments_that_the_model_does_not_know_raise():
     model = build()
-    with pytest.raises(TypeError, match="pixel_attention_mask"):
-        model(images(model), pixel_attention_mask=torch.ones(2, 16))
+    with pytest.raises(TypeError, match="bool_masked_pos"):
+        model(images(model), bool_masked_pos=torch.ones(2, 16))
 
 
 def test_interpolate_pos_encoding_is_accepted_and_false_refuses_other_sizes():

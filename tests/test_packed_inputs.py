@@ -1,0 +1,457 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""
+Images of different sizes: packed, padded, as a list and one by one must be the same, whatever attends, pools and says
+where a patch is; no image may see another; and what doesn't fit together must raise.
+Run: pytest tests/test_packed_inputs.py
+"""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from test_modeling_megavit import ARCHITECTURES, architectures, build
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from modeling_megavit import MegaVitModel, build_packing, modeling_megavit, unpack
+from modeling_megavit.modeling_megavit import MegaVitLinear, choose_patches, cut_patches
+
+
+POSITIONS = {
+    "learned": {},
+    "absolute": {"position_embedding_type": "factorized"},
+    "fractional": {"position_embedding_type": "factorized", "position_coordinates": "fractional"},
+    "sincos2d": {"position_embedding_type": "sincos2d"},
+}
+SMALL = [(2, 3), (1, 1), (4, 4), (4, 4), (3, 1)]
+
+
+def draw(model, grids, seed=0):
+    """Returns one random image for each (rows, columns)."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = model.config.patch_size
+    channels = model.config.num_channels
+    return [torch.randn(channels, r * height, c * width, generator=generator) for r, c in grids]
+
+
+def pack(model, images):
+    """Returns the packed form of images."""
+    patches = [cut_patches(image[None], model.config.patch_size) for image in images]
+    shapes = [[s // p for s, p in zip(image.shape[1:], model.config.patch_size)] for image in images]
+    return {"pixel_values": torch.cat(patches, dim=1), "spatial_shapes": torch.tensor(shapes)}
+
+
+def pad(model, images):
+    """Returns the padded form of images."""
+    patches = [cut_patches(image[None], model.config.patch_size)[0] for image in images]
+    mask = nn.utils.rnn.pad_sequence([torch.ones(len(p), dtype=torch.long) for p in patches], batch_first=True)
+    pixel_values = nn.utils.rnn.pad_sequence(patches, batch_first=True, padding_value=7.0)
+    shapes = pack(model, images)["spatial_shapes"]
+    return {"pixel_values": pixel_values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def forms(model, images):
+    """Returns the arguments of each form but one by one."""
+    packed = pack(model, images)
+    return {
+        "list": {"pixel_values": images},
+        "packed": packed,
+        "precomputed": packed | {"packing": build_packing(packed["spatial_shapes"])},
+        "padded": pad(model, images),
+    }
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
+@pytest.mark.parametrize("pooling_type", ["cls", "mean", "attention"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_packed_padded_list_and_one_by_one_are_the_same(implementation, pooling_type, positions):
+    fields = positions | {"pooling_type": pooling_type, "patch_size": 2, "image_size": 48}
+    model = build(fields, attn_implementation=implementation)
+    grids = torch.randint(1, 25, (30, 2), generator=torch.Generator().manual_seed(3)).tolist()
+    images = draw(model, [*grids, [1, 1], [24, 24]])
+    single = torch.cat([model(image[None]).logits for image in images])
+    expected = gradients(model, single.square().mean())
+    for arguments in forms(model, images).values():
+        logits = model(**arguments).logits
+        torch.testing.assert_close(logits, single, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(gradients(model, logits.square().mean()), expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()  # flex_attention has no backward pass on a CPU
+@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
+@pytest.mark.parametrize("pooling_type", ["cls", "mean", "attention"])
+def test_flex_attention_on_packed_images_equals_one_by_one(pooling_type, positions):
+    fields = positions | {"pooling_type": pooling_type, "patch_size": 2, "image_size": 48, "head_dim": 16}
+    model = build(fields)
+    grids = torch.randint(1, 25, (30, 2), generator=torch.Generator().manual_seed(3)).tolist()
+    images = draw(model, [*grids, [1, 1], [24, 24]])
+    single = torch.cat([model(image[None]).logits for image in images])
+    model.set_attn_implementation("flex_attention")
+    for arguments in forms(model, images).values():
+        torch.testing.assert_close(model(**arguments).logits, single, rtol=1e-5, atol=1e-5)
+
+
+@architectures
+def test_every_architecture_takes_every_form(fields):
+    model = build(fields)
+    images = draw(model, SMALL)
+    single = torch.cat([model(image[None]).logits for image in images])
+    expected = gradients(model, single.square().mean())
+    for arguments in forms(model, images).values():
+        logits = model(**arguments).logits
+        torch.testing.assert_close(logits, single, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(gradients(model, logits.square().mean()), expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@architectures
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("change", ["noise", "nan"])
+def test_an_image_never_changes_another(fields, implementation, change):
+    model = build(fields, attn_implementation=implementation)
+    images = draw(model, SMALL)
+    before = {name: model(**arguments).logits for name, arguments in forms(model, images).items()}
+    images[2] = images[2] + torch.randn_like(images[2]) if change == "noise" else images[2] * torch.nan
+    others = [0, 1, 3, 4]
+    for name, arguments in forms(model, images).items():
+        after = model(**arguments).logits
+        assert torch.equal(after[others], before[name][others])
+        assert not torch.equal(after[2], before[name][2])
+
+
+@architectures
+def test_outputs_are_taken_apart_into_those_of_single_images(fields):
+    model = build(fields, cls=MegaVitModel)
+    images = draw(model, SMALL)
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    for arguments in forms(model, images).values():
+        outputs = unpack(model(**arguments, **wanted))
+        assert len(outputs) == len(images)
+        for image, ours in zip(images, outputs):
+            theirs = model(image[None], **wanted)
+            assert list(ours) == list(theirs)
+            for name in ("last_hidden_state", "pooler_output"):
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+            for name in ("hidden_states", "attentions"):
+                for a, b in zip(ours[name], theirs[name], strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_of_one_size_are_taken_apart_too():
+    model = build()
+    images = torch.stack(draw(model, [(4, 4)] * 3))
+    for image, output in zip(images, unpack(model(images, labels=torch.zeros(3, dtype=torch.long)))):
+        torch.testing.assert_close(output.logits, model(image[None]).logits, rtol=1e-5, atol=1e-5)
+        assert "loss" not in output
+
+
+def test_padded_outputs_are_padded_with_zeros():
+    model = build(use_cls_token=True, cls=MegaVitModel)
+    images = draw(model, SMALL)
+    output = model(**pad(model, images))
+    assert output.last_hidden_state.shape == (5, 17, 32)
+    for tokens, (rows, columns) in zip(output.last_hidden_state, SMALL):
+        assert tokens[: rows * columns + 1].abs().sum(1).min() > 0
+        assert tokens[rows * columns + 1 :].abs().sum() == 0
+
+
+def test_packed_images_train_with_checkpointing_and_labels():
+    model = build(ARCHITECTURES["sequential"]).train()
+    arguments = pack(model, draw(model, SMALL)) | {"labels": torch.tensor([0, 1, 2, 3, 4])}
+    expected = gradients(model, model(**arguments).loss)
+    other = copy.deepcopy(model)
+    other.activation_checkpointing_enable()
+    for ours, theirs in zip(gradients(other, other(**arguments).loss), expected):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_device_map_moves_packed_images(tmp_path):
+    model = build(num_hidden_layers=2)
+    model.save_pretrained(tmp_path / "model")
+    device_map = {
+        "megavit.embeddings": "disk",
+        "megavit.encoder": "cpu",
+        "megavit.pooler": "disk",
+        "classifier": "cpu",
+    }
+    offloaded = type(model).from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    images = draw(model, SMALL)
+    torch.testing.assert_close(offloaded(images).logits, model(images).logits, rtol=1e-5, atol=1e-5)
+
+
+# Attention backends that a CPU doesn't have --------------------------------------------------------------------------
+
+
+def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale):
+    """torch.nn.attention.varlen by its definition: (tokens, heads, head_dim)."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert max_q >= cu_seq_q.diff().max() and max_k >= cu_seq_k.diff().max()
+    output = torch.empty_like(query)
+    for start, end in itertools.pairwise(cu_seq_q.tolist()):
+        q, k, v = (tensor[start:end].transpose(0, 1) for tensor in (query, key, value))
+        output[start:end] = ((q @ k.mT * scale).softmax(-1) @ v).transpose(0, 1)
+    return output
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"use_cls_token": True}, {"pooling_type": "mean", "num_register_tokens": 2}])
+@pytest.mark.parametrize("form", ["list", "packed", "precomputed", "padded"])
+def test_flash_attention_gets_boundaries_and_no_mask(fields, form, monkeypatch):
+    def flash(module, query, key, value, attention_mask, scaling, dropout, **kwargs):
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        assert attention_mask is None
+        lengths = (kwargs[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"))
+        return reference_varlen(query, key, value, *lengths, scaling)[None], None
+
+    model = build(fields)
+    images = draw(model, SMALL)
+    expected = model(images).logits
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
+    model.config._attn_implementation_internal = "flash_attention_2"
+    torch.testing.assert_close(model(**forms(model, images)[form]).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_torchs_varlen_attention_gets_tokens_first(monkeypatch):
+    model = build(use_cls_token=True)
+    images = draw(model, SMALL)
+    expected = model(images).logits
+    choose = modeling_megavit.MegaVitModel._choose_backend
+
+    def choose_varlen(self, segments, packing, *args):
+        choose(self, segments, packing, *args)
+        segments |= {"backend": "varlen", "max_seq_len": packing["max_seq_len"] + 1}
+
+    monkeypatch.setattr(modeling_megavit.MegaVitModel, "_choose_backend", choose_varlen)
+    monkeypatch.setattr(modeling_megavit, "varlen_attn", reference_varlen)
+    torch.testing.assert_close(model(**forms(model, images)["precomputed"]).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+# Compilation ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_compiling_breaks_no_graph_and_recompiles_at_most_twice(precomputed, training):
+    torch.compiler.reset()
+    model = build(use_cls_token=True).train(training)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(20):
+        num_images = int(torch.randint(1, 9, (1,), generator=generator))
+        images = draw(model, torch.randint(1, 9, (num_images, 2), generator=generator).tolist(), seed)
+        arguments = forms(model, images)["precomputed" if precomputed else "packed"]
+        with torch.set_grad_enabled(training):
+            ours, theirs = compiled(**arguments).logits, model(**arguments).logits
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        if training:
+            expected = gradients(model, theirs.square().mean())
+            for a, b in zip(gradients(model, ours.square().mean()), expected):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count <= 3  # the first compilation and two more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inductor_compiles_the_packed_training_step(dtype):
+    torch.compiler.reset()
+    model = build().train().to(dtype)
+    compiled = torch.compile(model, fullgraph=True)
+    for grids in (SMALL, SMALL[:3], [(5, 2), *SMALL]):
+        arguments = pack(model, draw(model, grids)) | {"labels": torch.arange(len(grids)) % 5}
+        loss = compiled(**arguments).loss
+        loss.backward()
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        torch.testing.assert_close(loss, model(**arguments).loss, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_an_exported_model_takes_other_numbers_of_patches_and_images():
+    model = build(use_cls_token=True)
+    first, second = (pack(model, draw(model, grids)) for grids in (SMALL, [(5, 2), (1, 7), (2, 2)]))
+    patches, images = torch.export.Dim("patches", min=2, max=9999), torch.export.Dim("images", min=2, max=99)
+    shapes = {"pixel_values": {1: patches}, "spatial_shapes": {0: images}}
+    exported = torch.export.export(model, (), first, dynamic_shapes=shapes)
+    operators = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert not any("megavit" in operator for operator in operators)  # only torch's own
+    for arguments in (first, second):
+        torch.testing.assert_close(
+            exported.module()(**arguments).logits, model(**arguments).logits, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_the_packed_operator_has_the_right_gradients():
+    query, key, value = (torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    cu_seq_lens = torch.tensor([0, 2, 4, 9], dtype=torch.int32)
+    torch.library.opcheck(modeling_megavit.packed_attention, (query, key, value, cu_seq_lens, 0.3))
+    attend = lambda *qkv: modeling_megavit.packed_attention(*qkv, cu_seq_lens, 0.3)  # noqa: E731
+    assert torch.autograd.gradcheck(attend, (query, key, value))
+
+
+# Inference on a CPU --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_linear_layer_of_inference_equals_that_of_training(dtype, bias):
+    layer = MegaVitLinear(48, 32, bias=bias).to(dtype)
+    inputs = torch.randn(3, 5, 48, dtype=dtype)
+    expected = layer(inputs)
+    with torch.no_grad():
+        tolerance = 1e-5 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(layer(inputs), expected.detach(), rtol=tolerance, atol=tolerance)
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            layer(inputs)
+        assert counter.get_total_flops() == 2 * 3 * 5 * 48 * 32
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(inputs).dtype == torch.bfloat16
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def test_dropped_patches_are_as_many_as_asked_for_of_each_image():
+    cu_seq_lens = torch.tensor([0, 100, 101, 111])
+    draws = [choose_patches(cu_seq_lens, 0.7) for _ in range(2)]
+    for kept in draws:
+        assert kept.equal(kept.unique())
+        assert torch.bucketize(kept, cu_seq_lens[1:], right=True).bincount().tolist() == [30, 1, 3]
+    assert not torch.equal(*draws)
+
+
+def test_dropped_patches_keep_their_positions_and_only_training_drops():
+    fields = {"token_dropout_prob": 0.75, "use_cls_token": True}
+    model = build(fields, cls=MegaVitModel)
+    arguments = pack(model, draw(model, [(4, 4), (8, 6)]))
+    packing = build_packing(arguments["spatial_shapes"])
+    everything = model.embeddings(**arguments, packing=packing)[0][0]
+    assert len(everything) == 16 + 48 + 2
+    kept, segments = model.embeddings.train()(**arguments, packing=packing)
+    assert segments["cu_seq_lens"].tolist() == [0, 5, 18]
+    assert torch.cdist(kept[0], everything).min(dim=1).values.max() < 1e-2
+    assert model.train()(**arguments).last_hidden_state.shape == (1, 18, 32)
+
+
+def test_a_packing_of_dropped_patches_equals_dropping_them():
+    model = build(cls=MegaVitModel)
+    arguments = pack(model, draw(model, [(4, 4), (8, 6)]))
+    kept = torch.tensor([0, 3, 15, 16, 20, 60])
+    packing = build_packing(arguments["spatial_shapes"], kept)
+    assert packing["cu_seq_lens"].tolist() == [0, 3, 6] and packing["max_seq_len"] == 3
+    assert packing["position_ids"].tolist() == [[0, 0], [0, 3], [3, 3], [0, 0], [0, 4], [7, 2]]
+    everything = model.embeddings(**arguments, packing=build_packing(arguments["spatial_shapes"]))[0]
+    arguments["pixel_values"] = arguments["pixel_values"][:, kept]
+    torch.testing.assert_close(model.embeddings(**arguments, packing=packing)[0], everything[:, kept])
+    first = model(**arguments, packing=packing).pooler_output
+    assert first.shape == (2, 32)
+
+
+def test_drop_path_drops_whole_packed_images():
+    drop_path = build(drop_path_rate=0.5).megavit.encoder.layers[-1].drop_path.train()
+    cu_seq_lens = torch.arange(0, 303, 3)
+    segments = {"image_ids": torch.arange(100).repeat_interleave(3), "cu_seq_lens": cu_seq_lens}
+    dropped = drop_path(torch.ones(1, 300, 4), segments)
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    by_image = dropped.view(100, 12)
+    assert torch.equal(by_image, by_image[:, :1].expand_as(by_image))
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+PATCHES = torch.zeros(1, 6, 192)
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1]])
+SHAPE = torch.tensor([[2, 3]])
+BAD = {
+    "too many patches": (
+        {"pixel_values": PATCHES, "spatial_shapes": torch.tensor([[2, 2]])},
+        "spatial_shapes.*6.*got 4",
+    ),
+    "no images": ({"pixel_values": PATCHES[:, :0], "spatial_shapes": torch.zeros(0, 2).long()}, "spatial_shapes"),
+    "an image of nothing": ({"pixel_values": PATCHES, "spatial_shapes": torch.tensor([[2, 3], [0, 4]])}, "positive"),
+    "negative": ({"pixel_values": PATCHES, "spatial_shapes": torch.tensor([[-2, -3]])}, "positive"),
+    "no shapes": ({"pixel_values": PATCHES, "pixel_attention_mask": MASK}, "spatial_shapes.*got None"),
+    "shapes of three": ({"pixel_values": PATCHES, "spatial_shapes": torch.tensor([[1, 2, 3]])}, r"got \(1, 3\)"),
+    "a batch without a mask": ({"pixel_values": PATCHES.repeat(2, 1, 1), "spatial_shapes": SHAPE}, r"\(2, 6, 192\)"),
+    "other channels": ({"pixel_values": torch.zeros(1, 6, 64), "spatial_shapes": SHAPE}, "192 numbers, got 64"),
+    "a short mask": (
+        {"pixel_values": PATCHES, "pixel_attention_mask": MASK[:, :4], "spatial_shapes": SHAPE},
+        "pixel_attention_mask",
+    ),
+    "a mask with holes": (
+        {"pixel_values": PATCHES, "pixel_attention_mask": MASK.flip(1) * 0, "spatial_shapes": SHAPE},
+        r"pixel_attention_mask.*\[6\], got \[0\]",
+    ),
+    "shapes with images": (
+        {"pixel_values": torch.zeros(1, 3, 32, 32), "spatial_shapes": SHAPE},
+        "spatial_shapes.*patches",
+    ),
+    "shapes with a list": (
+        {"pixel_values": [torch.zeros(3, 32, 32)], "spatial_shapes": SHAPE},
+        "spatial_shapes.*patches",
+    ),
+    "another packing": (
+        {
+            "pixel_values": PATCHES,
+            "spatial_shapes": SHAPE,
+            "packing": build_packing(torch.tensor([[1, 3], [1, 3]])),
+        },
+        "cu_seq_lens",
+    ),
+    "a packing of other patches": (
+        {"pixel_values": PATCHES, "spatial_shapes": SHAPE, "packing": build_packing(torch.tensor([[2, 2]]))},
+        "packing.*6 patches.*got 4",
+    ),
+    "a padded packing": (
+        {
+            "pixel_values": PATCHES,
+            "spatial_shapes": SHAPE,
+            "pixel_attention_mask": MASK,
+            "packing": build_packing(SHAPE),
+        },
+        "packing.*pixel_attention_mask",
+    ),
+    "another grid": (
+        {"pixel_values": PATCHES, "spatial_shapes": SHAPE, "interpolate_pos_encoding": False},
+        "interpolate_pos_encoding",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD.values(), ids=BAD)
+def test_arguments_that_do_not_fit_together_raise(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        build()(**arguments)
+
+
+@pytest.mark.parametrize("size", [(40, 8), (8, 40)])
+def test_absolute_tables_that_are_too_small_raise(size):
+    model = build(position_embedding_type="factorized")
+    for pixel_values in (torch.zeros(1, 3, *size), [torch.zeros(3, *size)]):
+        with pytest.raises(ValueError, match=r"at most \(4, 4\) patches.*image_size"):
+            model(pixel_values)
+
+
+def test_patches_dropped_twice_raise():
+    model = build(token_dropout_prob=0.5).train()
+    packing = build_packing(torch.tensor([[4, 3]]), kept=torch.arange(6))
+    with pytest.raises(ValueError, match="`packing`.*token_dropout_prob"):
+        model(PATCHES, spatial_shapes=torch.tensor([[4, 3]]), packing=packing)
+    assert model.eval()(PATCHES, spatial_shapes=torch.tensor([[4, 3]]), packing=packing).logits.shape == (1, 5)
+
+
+@pytest.mark.parametrize("shapes", [torch.zeros(0, 2).long(), torch.tensor([[2, 2], [0, 3]])])
+def test_a_packing_of_no_patches_raises(shapes):
+    with pytest.raises(ValueError, match="spatial_shapes"):
+        build_packing(shapes)
