@@ -42,6 +42,12 @@ class MegaVitImageProcessor(MegaVitImageInputs, TorchvisionBackend):
         image = super().process_image(image, **kwargs)
         return image if device is None else image.to(device)
 
+    def _preprocess(self, images, size, do_center_crop, **kwargs):
+        """As `TorchvisionBackend`, or each image by itself in the native form."""
+        if kwargs.get("max_num_patches") is not None:
+            return self._preprocess_native(images, **kwargs)
+        return super()._preprocess(images, size=size, do_center_crop=do_center_crop, **kwargs)
+
     def rescale_and_normalize(self, images, *args, **kwargs):
         """As `TorchvisionBackend`, from contiguous bytes."""
         return super().rescale_and_normalize(images.contiguous(), *args, **kwargs)

@@ -18,7 +18,9 @@ backends before anything else happens, or is refused. PIL then computes only the
 """
 
 import base64
+import math
 import os
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -27,8 +29,10 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
+from transformers.image_utils import ChannelDimension, SizeDict, infer_channel_dimension_format, is_valid_image
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import auto_docstring
 
 
@@ -131,6 +135,57 @@ def check_crop(crop: tuple[int, int], image_size: tuple[int, int]):
         raise ValueError(f"`crop_size` must fit in the resized image, got {crop} for {image_size}")
 
 
+def get_patch_grid(
+    height: int,
+    width: int,
+    patch_size: Sequence[int],
+    max_num_patches: int | None = None,
+    side: float | None = None,
+) -> tuple[int, int]:
+    """
+    Returns how many rows and columns of patches an image becomes, its aspect ratio kept but for rounding.
+
+    Args:
+        height, width (`int`): Of the image, in pixels.
+        patch_size (`Sequence[int]`): Height and width of a patch, in pixels.
+        max_num_patches (`int`, *optional*): The largest number of patches; the image is shrunk to it.
+        side (`float`, *optional*): The image is resized to `side ** 2` pixels (NaViT, section 3.1). Without it, it keeps
+            its size, rounded to whole patches.
+    """
+    scale = 1.0 if side is None else side / math.sqrt(height * width)
+    rows, columns = height * scale / patch_size[0], width * scale / patch_size[1]
+    if max_num_patches is not None and max(1, round(rows)) * max(1, round(columns)) > max_num_patches:
+        scale = math.sqrt(max_num_patches / (rows * columns))
+        # The shorter side first: if it is less than a patch, the longer one has to make up for it.
+        shorter = max(1, round(min(rows, columns) * scale))
+        longer = max(1, min(round(max(rows, columns) * scale), max_num_patches // shorter))
+        return (shorter, longer) if rows < columns else (longer, shorter)
+    return max(1, round(rows)), max(1, round(columns))
+
+
+def cut_into_patches(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
+    """(channels, height, width) -> (rows * columns, patch_dim), each patch as (y, x, channel): SigLIP 2's order."""
+    patches = image.unflatten(2, (-1, patch_size[1])).unflatten(1, (-1, patch_size[0]))
+    return patches.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Returns a size given as one number or as (height, width) in the latter form."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+class MegaVitImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    patch_size (`int`, `list[int]` or `tuple[int, int]`, *optional*):
+        Size of a patch in pixels, one number or (height, width).
+    max_num_patches (`int`, *optional*):
+        Selects the native form: images keep their aspect ratio and, up to this number of patches, their size.
+    """
+
+    patch_size: int | list[int] | tuple[int, ...] | None
+    max_num_patches: int | None
+
+
 class MegaVitImageInputs:
     """
     What both image processors of MegaVit share: defaults, `from_config`, and how an image gets in.
@@ -138,7 +193,16 @@ class MegaVitImageInputs:
     The defaults are big_vision's `resize_small(256)|central_crop(224)|value_range(-1, 1)`, with a bicubic filter.
     PIL images, bool, uint16 and wider integer pixels become 0..255. Wider integers and PIL's "I" and "F" are taken
     for 8 bits if their maximum allows it ("F": also for 0..1), else for 16. Floats stay as the caller scaled them.
+
+    With `max_num_patches`, images keep their aspect ratio and, unless they have more patches, their size, rounded to whole
+    patches (NaViT, SigLIP 2). What comes out is padded with zeros to `max_num_patches`, or, if `do_pad=False`, to the
+    longest image: `pixel_values` (images, patches, patch_dim), `pixel_attention_mask` (images, patches), `spatial_shapes`
+    (images, 2).
     """
+
+    valid_kwargs = MegaVitImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
+    patch_size = max_num_patches = None
 
     resample = Image.Resampling.BICUBIC
     image_mean = image_std = [0.5, 0.5, 0.5]
@@ -154,10 +218,10 @@ class MegaVitImageInputs:
         image (evaluation of NaViT, App. F, and of timm and big_vision: 224 of 256 pixels).
 
         A square model resizes the shortest edge and keeps proportions. Any other resizes to its own proportions, as
-        NaViT does to a square, so that nothing but that margin is cut off.
+        NaViT does to a square, so that nothing but that margin is cut off. With `max_num_patches` nothing is cut off.
 
         Args:
-            config (`MegaVitConfig`): Read for `image_size` and `num_channels`. Unless there are 3 channels, images
+            config (`MegaVitConfig`): Read for `image_size`, `patch_size` and `num_channels`. Unless there are 3 channels, images
                 are not converted to RGB; mean and deviation get one value a channel.
             kwargs: Any argument of the processor, over what the configuration gives.
 
@@ -170,10 +234,13 @@ class MegaVitImageInputs:
         defaults = {
             "size": {"shortest_edge": resized["height"]} if height == width else resized,
             "crop_size": {"height": height, "width": width},
+            "patch_size": list(config.patch_size),
             "do_convert_rgb": config.num_channels == 3,
             "image_mean": [0.5] * config.num_channels,
             "image_std": [0.5] * config.num_channels,
         }
+        if kwargs.get("max_num_patches") is not None:
+            defaults |= {"size": None, "crop_size": None, "do_center_crop": False, "do_pad": True}
         return cls(**{**defaults, **kwargs})
 
     def _prepare_images_structure(self, images, expected_ndims=3):
@@ -213,12 +280,67 @@ class MegaVitImageInputs:
 
     def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
         """transformers' checks, plus `data_format`, which its backends accept and ignore, and the kinds of size."""
-        size = kwargs["size"]
+        size, max_num_patches = kwargs["size"], kwargs["max_num_patches"]
         if data_format not in (None, ChannelDimension.FIRST):
             raise ValueError(f"`data_format` must be 'channels_first', got {data_format!r}")
+        if max_num_patches is not None:
+            if max_num_patches < 1 or not kwargs["patch_size"]:
+                got = f"{max_num_patches} and {kwargs['patch_size']}"
+                raise ValueError(f"`max_num_patches` must be positive and have a `patch_size` beside it, got {got}")
+            for name in ("size", "do_center_crop"):
+                if kwargs[name]:
+                    raise ValueError(
+                        f"`max_num_patches` contradicts `{name}={kwargs[name]}`: it keeps the whole image"
+                    )
+            return
         if kwargs["do_resize"] and not (size.shortest_edge or (size.height and size.width)):
             raise ValueError(f"`size` must have 'shortest_edge' or 'height' and 'width', got {dict(size)}")
         super()._validate_preprocess_kwargs(**kwargs)
+
+    def _preprocess_native(
+        self, images, max_num_patches, patch_size, do_resize, do_pad, return_tensors, **kwargs
+    ) -> BatchFeature:
+        """Resizes images to whole patches, `max_num_patches` at most, cuts them, and pads them."""
+        patch_size = pair(patch_size)
+        patches, grids = [], []
+        for image in images:
+            height, width = image.shape[-2:]
+            rows, columns = get_patch_grid(height, width, patch_size, max_num_patches if do_resize else None)
+            size = SizeDict(height=rows * patch_size[0], width=columns * patch_size[1])
+            if not do_resize and ((height, width) != (size.height, size.width) or rows * columns > max_num_patches):
+                raise ValueError(
+                    f"`do_resize` must be True unless images have whole patches of {patch_size} and at most "
+                    f"{max_num_patches}, got one of {height} x {width} pixels"
+                )
+            kwargs |= {"max_num_patches": None, "size": size, "do_center_crop": False, "return_tensors": "pt"}
+            pixels = self._preprocess([image], do_resize=do_resize, do_pad=False, **kwargs)["pixel_values"]
+            patches.append(cut_into_patches(pixels[0], patch_size))
+            grids.append((rows, columns))
+        num_patches = torch.tensor([len(part) for part in patches])
+        longest = max_num_patches if do_pad else int(num_patches.max())
+        data = {
+            "pixel_values": torch.stack([torch.nn.functional.pad(p, (0, 0, 0, longest - len(p))) for p in patches]),
+            "pixel_attention_mask": (torch.arange(longest) < num_patches[:, None]).long(),
+            "spatial_shapes": torch.tensor(grids),
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def to_patches(self, image, grid: tuple[int, int], **kwargs) -> torch.Tensor:
+        """
+        Resizes one image to a patch grid, whatever its aspect ratio, and cuts it, for a packed batch.
+
+        Args:
+            image: What the processor takes.
+            grid (`tuple[int, int]`): Rows and columns.
+            kwargs: As of the processor.
+
+        Returns:
+            `torch.Tensor`: (rows * columns, patch_dim).
+        """
+        height, width = pair(self.patch_size)
+        kwargs |= {"size": {"height": grid[0] * height, "width": grid[1] * width}, "do_resize": True}
+        kwargs |= {"do_center_crop": False, "do_pad": False, "max_num_patches": None, "return_tensors": "pt"}
+        return cut_into_patches(self.preprocess([image], **kwargs)["pixel_values"][0], (height, width))
 
 
 @auto_docstring(
@@ -232,6 +354,8 @@ class MegaVitImageProcessorPil(MegaVitImageInputs, PilBackend):
 
     def _preprocess(self, images, do_resize, size, resample, do_center_crop, crop_size, **kwargs):
         """Resizes and crops in one go, then goes on as any PIL processor."""
+        if kwargs.get("max_num_patches") is not None:
+            return self._preprocess_native(images, do_resize=do_resize, resample=resample, crop_size=None, **kwargs)
         if do_resize:
             images = [self._resize(image, size, resample, crop_size if do_center_crop else None) for image in images]
         crop = do_center_crop and not do_resize
