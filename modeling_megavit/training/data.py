@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 
@@ -67,6 +68,8 @@ def _load_splits(recipe: RecipeArguments) -> DatasetDict:
     path = Path(recipe.dataset).expanduser()
     if recipe.dataset == "digits":
         return DatasetDict(train=_digits())
+    if recipe.dataset == "digits_native":
+        return _digits_native()
     if path.is_file():
         return load_dataset(path.suffix.lstrip("."), recipe.dataset_config, data_files=str(path))
     looks_like_path = recipe.dataset[0] in "./~" or recipe.dataset.count("/") > 1
@@ -85,6 +88,27 @@ def _digits() -> Dataset:
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in digits.target_names])})
     return Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
+
+
+def _digits_native() -> DatasetDict:
+    """
+    Returns the digits resampled to many sizes and aspect ratios (1:2 to 2:1), in three splits: `train`, and two of the
+    fifth that is held out, `test` with sizes as in training (areas of 12 to 24 pixels squared), `unseen` with smaller and
+    larger ones (8 to 11, and 26 to 40).
+    """
+    parts = _digits().train_test_split(0.2, stratify_by_column="label", seed=_SPLIT_SEED)
+    sides = {"train": ((12, 24),), "test": ((12, 24),), "unseen": ((8, 11), (26, 40))}
+    splits = DatasetDict()
+    for number, (name, ranges) in enumerate(sides.items()):
+        rng = np.random.default_rng((_SPLIT_SEED, number))
+        part = parts["train" if name == "train" else "test"]
+        images = []
+        for image in part["image"]:
+            side, aspect = rng.uniform(*ranges[rng.integers(len(ranges))]), 2 ** rng.uniform(-0.5, 0.5)
+            size = (round(side * aspect), round(side / aspect))
+            images.append(image.resize(size, PIL.Image.Resampling.BICUBIC))
+        splits[name] = Dataset.from_dict({"image": images, "label": part["label"]}, features=part.features)
+    return splits
 
 
 def _element(feature):
@@ -154,11 +178,11 @@ def _check_labels(labels, num_labels: int, where: str) -> None:
 
 class ToModelInputs:
     """
-    Turns a batch of a data set into `pixel_values` and `labels`; for `Dataset.with_transform`.
+    Turns a batch of a data set into `pixel_values`, or images, and `labels`; for `Dataset.with_transform`.
 
     Args:
         data (`ImageData`): Says where the images and labels are.
-        processor: The image processor.
+        processor: The image processor. Without one, the images stay as they are, for a collator.
         multi_hot (`bool`): Whether labels become zeros and ones of each class, for sigmoid cross-entropy.
         kwargs: Arguments of each call of the processor.
     """
@@ -173,11 +197,14 @@ class ToModelInputs:
         )
 
     def __call__(self, batch: dict) -> dict:
-        pixel_values = self.processor(batch[self.image_column], return_tensors="pt", **self.kwargs)["pixel_values"]
+        images = batch[self.image_column]
+        inputs = {self.image_column: images}
+        if self.processor is not None:
+            inputs = {"pixel_values": self.processor(images, return_tensors="pt", **self.kwargs)["pixel_values"]}
         labels = batch[self.label_column]
         if self.multi_hot:
             hot = torch.zeros(len(labels), self.num_labels)
             for row, indices in zip(hot, labels):
                 row[indices] = 1.0
             labels = hot
-        return {"pixel_values": pixel_values, "labels": labels}
+        return inputs | {"labels": labels}

@@ -11,6 +11,11 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .. import presets
+from ..packing import TokenDropout
+
+
+# Fields that are mappings, whose keys are options of their own: `--config.hidden_size 64`.
+NESTED = ("config", "image_processor", "token_dropout")
 
 
 @dataclass
@@ -48,6 +53,25 @@ class RecipeArguments:
     image_column: str | None = field(default=None, metadata={"help": "The images; found by its type if there is one."})
     label_column: str | None = field(default=None, metadata={"help": "The labels; found by its type if there is one."})
 
+    resolution: str = field(
+        default="fixed",
+        metadata={"help": "`fixed`: images of one size; `native`: of any size, packed into sequences (NaViT)."},
+    )
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Native: the largest number of patches of a packed sequence."}
+    )
+    look_ahead: int = field(default=256, metadata={"help": "Native: number of images that wait to be packed."})
+    side_lengths: list[float] | None = field(
+        default=None,
+        metadata={"help": "Native: draws the sides of the images between two numbers of pixels, `64 384`."},
+    )
+    token_dropout: dict | str | None = field(
+        default=None, metadata={"help": "Native: fields of TokenDropout; `--token_dropout.rate 0.5` sets one."}
+    )
+    oversized: str = field(
+        default="error", metadata={"help": "Native: `error` for images over the budget, or `resize`, to shrink them."}
+    )
+
     crop_scale: list[float] | None = field(
         default=None, metadata={"help": "Random resized crop: smallest and largest part of the area, `0.5 1`."}
     )
@@ -71,12 +95,25 @@ class RecipeArguments:
     )
 
     def __post_init__(self):
-        for name in ("config", "image_processor"):
+        for name in NESTED:
             value = getattr(self, name)
             value = json.loads(value) if isinstance(value, str) else value or {}
             if not isinstance(value, dict):
                 raise ValueError(f"`{name}` must be a mapping of fields to values, got {value!r}.")
             setattr(self, name, value)
+        is_native = self.resolution == "native"
+        self._require("resolution", is_native or self.resolution == "fixed", "'fixed' or 'native'")
+        self._require(
+            "token_budget", (self.token_budget is not None) == is_native, "a number if `resolution` is native"
+        )
+        self._require("side_lengths", self.side_lengths is None or is_native, "for `resolution` native")
+        self._require("side_lengths", len(self.side_lengths or [1, 2]) == 2, "two numbers of pixels")
+        self._require("token_dropout", not self.token_dropout or is_native, "for `resolution` native")
+        known = {field.name for field in fields(TokenDropout)}
+        if unknown := self.token_dropout.keys() - known:
+            raise ValueError(f"`token_dropout` has no field {', '.join(sorted(unknown))}.")
+        if self.token_dropout and self.config.get("token_dropout_prob"):
+            raise ValueError("`token_dropout` and `config.token_dropout_prob` would both drop patches: choose one.")
         self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._require("flip", 0 <= self.flip <= 1, "from 0 to 1")
         self._require("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1")
@@ -106,7 +143,7 @@ def read_recipe(recipe: str, options: list[str] | None = None) -> tuple[RecipeAr
     Args:
         recipe (`str`): The name of a file of configuration/recipes, or the path of a YAML file.
         options (`list[str]`, *optional*): `--key value` for any field of `RecipeArguments` or `TrainingArguments`, with
-            `-` or `_`; `--config.key value` and `--image_processor.key value` for a field of those two.
+            `-` or `_`; `--config.key value` for a key of a field of `NESTED`.
 
     Returns:
         `tuple[RecipeArguments, TrainingArguments, dict]`: the arguments, and what the recipe and the options say.
@@ -135,7 +172,7 @@ def read_recipe(recipe: str, options: list[str] | None = None) -> tuple[RecipeAr
         raise ValueError(_unknown(rest[0].lstrip("-").split("=")[0], known))
     given = {name: value for name, value in vars(namespace).items() if value is not None}
     recipe_arguments, training_arguments = parser.parse_dict(given)
-    given |= {name: keys[name] for name in ("config", "image_processor") if name in keys}
+    given |= {name: keys[name] for name in NESTED if name in keys}
     return recipe_arguments, training_arguments, given
 
 
@@ -152,7 +189,7 @@ def _take_nested(keys: dict, options: list[str]) -> list[str]:
         option = options.pop(0)
         name, equals, value = option.partition("=")
         group, dot, name = name.lstrip("-").replace("-", "_").partition(".")
-        if not (option.startswith("--") and dot and group in ("config", "image_processor")):
+        if not (option.startswith("--") and dot and group in NESTED):
             rest.append(option)
             continue
         if not equals and not options:

@@ -2,6 +2,7 @@
 """The body of `megavit train`: from a recipe to a folder with a trained classifier and its report."""
 
 import json
+import math
 import os
 import shutil
 from dataclasses import fields
@@ -16,8 +17,9 @@ from .. import presets
 from ..configuration_megavit import MegaVitConfig
 from ..image_processing_pil_megavit import MegaVitImageProcessorPil
 from ..modeling_megavit import MegaVitForImageClassification
+from ..packing import MegaVitPackingCollator, PackedDataset, SideLengths, TokenDropout
 from . import report
-from .augmentation import build_augmentation
+from .augmentation import ImageAugmentation, build_augmentation
 from .checkpoint import load_config
 from .data import ImageData, ToModelInputs, load_data
 from .recipe import RecipeArguments, read_recipe
@@ -76,6 +78,17 @@ def build_trainer(recipe: RecipeArguments, args: TrainingArguments, data: ImageD
     model, processor = _load_model(recipe, data)
     if recipe.freeze_backbone:
         model.base_model.requires_grad_(False)
+    args.remove_unused_columns = False  # it would take the images from the transform
+    args.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns otherwise
+    build_inputs = _native_inputs if recipe.resolution == "native" else _fixed_inputs
+    inputs = build_inputs(recipe, args, data, processor, model.config.problem_type == "multi_label_classification")
+    return MegaVitTrainer(
+        recipe, model=model, args=args, processing_class=processor, compute_metrics=_compute_metrics, **inputs
+    )
+
+
+def _fixed_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> dict:
+    """Returns the data sets and the augmentation of images that are brought to one size."""
     crop = [processor.crop_size["height"], processor.crop_size["width"]] if processor.do_center_crop else None
     to_pixels = {"do_normalize": False}
     if recipe.crop_scale and crop:
@@ -88,19 +101,31 @@ def build_trainer(recipe: RecipeArguments, args: TrainingArguments, data: ImageD
         processor.image_mean if processor.do_normalize else None,
         processor.image_std,
     )
-    args.remove_unused_columns = False  # it would take the images from the transform
-    args.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns otherwise
-    multi_hot = model.config.problem_type == "multi_label_classification"
-    return MegaVitTrainer(
-        recipe,
-        augmentation,
-        model,
-        args,
-        train_dataset=data.train.with_transform(ToModelInputs(data, processor, multi_hot, **to_pixels)),
-        eval_dataset=data.evaluation.with_transform(ToModelInputs(data, processor, multi_hot)),
-        processing_class=processor,
-        compute_metrics=_compute_metrics,
+    return {
+        "augmentation": augmentation,
+        "train_dataset": data.train.with_transform(ToModelInputs(data, processor, multi_hot, **to_pixels)),
+        "eval_dataset": data.evaluation.with_transform(ToModelInputs(data, processor, multi_hot)),
+    }
+
+
+def _native_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> dict:
+    """Returns the data sets, and the collator that packs them, of images that keep their proportions."""
+    args.train_sampling_strategy = "sequential"  # the packs are shuffled already
+    collator = MegaVitPackingCollator(processor, data.image_column, augment=ImageAugmentation(recipe))
+    train, evaluation = (
+        part.with_transform(ToModelInputs(data, None, multi_hot)) for part in (data.train, data.evaluation)
     )
+    packed = PackedDataset(
+        train,
+        collator,
+        recipe.token_budget,
+        look_ahead=recipe.look_ahead,
+        seed=args.seed,
+        side_lengths=SideLengths(*recipe.side_lengths) if recipe.side_lengths else None,
+        token_dropout=TokenDropout(**recipe.token_dropout) if recipe.token_dropout else None,
+        oversized=recipe.oversized,
+    )
+    return {"augmentation": None, "train_dataset": packed, "eval_dataset": evaluation, "data_collator": collator}
 
 
 def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -124,10 +149,12 @@ def _load_model(recipe: RecipeArguments, data: ImageData):
         raise ValueError(f"`config` has no field {', '.join(sorted(unknown))}.")
     if unknown := recipe.image_processor.keys() - MegaVitImageProcessorPil.valid_kwargs.__annotations__.keys():
         raise ValueError(f"`image_processor` has no field {', '.join(sorted(unknown))}.")
+    is_native = recipe.resolution == "native"
     if recipe.model in presets.available("models"):
         config = MegaVitConfig.from_preset(recipe.model, **labels, **overrides)
         model = MegaVitForImageClassification(config)
-        processor = MegaVitImageProcessorPil.from_config(config, **recipe.image_processor)
+        native = {"max_num_patches": math.prod(config.grid_size)} if is_native else {}
+        processor = MegaVitImageProcessorPil.from_config(config, **(native | recipe.image_processor))
     else:
         config = load_config(recipe.model)
         if config.num_labels != num_labels and not recipe.ignore_mismatched_sizes:
@@ -138,7 +165,13 @@ def _load_model(recipe: RecipeArguments, data: ImageData):
         model = MegaVitForImageClassification.from_pretrained(
             recipe.model, ignore_mismatched_sizes=recipe.ignore_mismatched_sizes, **labels, **overrides
         )
-        processor = AutoImageProcessor.from_pretrained(recipe.model, backend="pil", **recipe.image_processor)
+        native = {"size": None, "crop_size": None, "do_center_crop": False, "patch_size": model.config.patch_size}
+        native |= {"max_num_patches": math.prod(model.config.grid_size)}
+        processor = AutoImageProcessor.from_pretrained(
+            recipe.model, backend="pil", **((native if is_native else {}) | recipe.image_processor)
+        )
+        if processor.max_num_patches is not None and not is_native:
+            raise ValueError(f"`resolution` must be native for {recipe.model}, whose image processor is, got 'fixed'.")
     if data.multi_label and model.config.problem_type != "multi_label_classification":
         raise ValueError(
             "`config.problem_type` must be 'multi_label_classification' for images with several labels, got "

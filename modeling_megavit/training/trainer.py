@@ -33,18 +33,19 @@ class MegaVitTrainer(Trainer):
 
     Args:
         recipe (`RecipeArguments`): Read for `layer_decay`, `head_weight_decay` and `cooldown_steps`.
-        augmentation (`nn.Module`): Maps the `pixel_values` of a training batch to what the model gets. It runs in the
-            training step: the data loader works ahead, so random numbers drawn there would not be the same again when a
-            run is resumed.
+        augmentation (`nn.Module`, *optional*): Maps the `pixel_values` of a training batch to what the model gets. It
+            runs in the training step: the data loader works ahead, so random numbers drawn there would not be the same
+            again when a run is resumed. None for packed images, which are augmented by the collator.
         args, kwargs: As of `Trainer`.
     """
 
-    def __init__(self, recipe: RecipeArguments, augmentation: nn.Module, *args, **kwargs):
+    def __init__(self, recipe: RecipeArguments, augmentation: nn.Module | None, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # Trainer's mark for models that generate would be saved in config.json
         vars(self.model.config).pop("use_cache", None)
         self.recipe = recipe
-        self.augmentation = augmentation.to(self.args.device)
+        self.augmentation = None if augmentation is None else augmentation.to(self.args.device)
+        self.packed_batches = []  # numbers of images and of patches since the last log
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
 
@@ -71,8 +72,19 @@ class MegaVitTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         inputs = self._prepare_inputs(inputs)
-        inputs["pixel_values"] = self.augmentation(inputs["pixel_values"])
+        if self.augmentation is None:
+            self.packed_batches.append((inputs["spatial_shapes"].shape[0], inputs["pixel_values"].shape[1]))
+        else:
+            inputs["pixel_values"] = self.augmentation(inputs["pixel_values"])
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs, *args, **kwargs):
+        if self.packed_batches and "loss" in logs:
+            images, patches = (sum(counts) / len(self.packed_batches) for counts in zip(*self.packed_batches))
+            budget = self.recipe.token_budget * self.args.per_device_train_batch_size
+            logs |= {"images_per_batch": round(images, 2), "padding_fraction": round(1 - patches / budget, 4)}
+            self.packed_batches = []
+        super().log(logs, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         # Resumed from the checkpoint of the last step: Trainer would take one step more.
