@@ -157,7 +157,7 @@ def get_patch_grid(
     if max_num_patches is not None and max(1, round(rows)) * max(1, round(columns)) > max_num_patches:
         scale = math.sqrt(max_num_patches / (rows * columns))
         # The shorter side first: if it is less than a patch, the longer one has to make up for it.
-        shorter = max(1, round(min(rows, columns) * scale))
+        shorter = max(1, min(round(min(rows, columns) * scale), math.isqrt(max_num_patches)))
         longer = max(1, min(round(max(rows, columns) * scale), max_num_patches // shorter))
         return (shorter, longer) if rows < columns else (longer, shorter)
     return max(1, round(rows)), max(1, round(columns))
@@ -170,8 +170,11 @@ def cut_into_patches(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Te
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Returns a size given as one number or as (height, width) in the latter form."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    """Returns a patch size given as one number or as (height, width) in the latter form, if it is one."""
+    sizes = (size, size) if isinstance(size, int) else tuple(size or ())
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise ValueError(f"`patch_size` must be a positive number of pixels or a (height, width) of them, got {size}")
+    return sizes
 
 
 class MegaVitImageProcessorKwargs(ImagesKwargs, total=False):
@@ -287,13 +290,14 @@ class MegaVitImageInputs:
             if max_num_patches < 1 or not kwargs["patch_size"]:
                 got = f"{max_num_patches} and {kwargs['patch_size']}"
                 raise ValueError(f"`max_num_patches` must be positive and have a `patch_size` beside it, got {got}")
-            for name in ("size", "do_center_crop"):
-                if kwargs[name]:
+            pair(kwargs["patch_size"])
+            for name in ("size", "do_center_crop", "crop_size", "pad_size"):
+                if kwargs.get(name):
                     raise ValueError(
                         f"`max_num_patches` contradicts `{name}={kwargs[name]}`: it keeps the whole image"
                     )
-            return
-        if kwargs["do_resize"] and not (size.shortest_edge or (size.height and size.width)):
+            kwargs["size"] = SizeDict()  # each image gets its own
+        elif kwargs["do_resize"] and not (size.shortest_edge or (size.height and size.width)):
             raise ValueError(f"`size` must have 'shortest_edge' or 'height' and 'width', got {dict(size)}")
         super()._validate_preprocess_kwargs(**kwargs)
 
@@ -316,12 +320,16 @@ class MegaVitImageInputs:
             pixels = self._preprocess([image], do_resize=do_resize, do_pad=False, **kwargs)["pixel_values"]
             patches.append(cut_into_patches(pixels[0], patch_size))
             grids.append((rows, columns))
-        num_patches = torch.tensor([len(part) for part in patches])
-        longest = max_num_patches if do_pad else int(num_patches.max())
+        spatial_shapes = torch.tensor(grids, device=patches[0].device)
+        longest = max_num_patches if do_pad is not False else max(len(part) for part in patches)
+        pixel_values = patches[0].new_zeros(len(patches), longest, patches[0].shape[1])
+        for row, part in zip(pixel_values, patches):
+            row[: len(part)] = part
+        positions = torch.arange(longest, device=spatial_shapes.device)
         data = {
-            "pixel_values": torch.stack([torch.nn.functional.pad(p, (0, 0, 0, longest - len(p))) for p in patches]),
-            "pixel_attention_mask": (torch.arange(longest) < num_patches[:, None]).long(),
-            "spatial_shapes": torch.tensor(grids),
+            "pixel_values": pixel_values,
+            "pixel_attention_mask": (positions < spatial_shapes.prod(dim=1, keepdim=True)).long(),
+            "spatial_shapes": spatial_shapes,
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
@@ -338,6 +346,9 @@ class MegaVitImageInputs:
             `torch.Tensor`: (rows * columns, patch_dim).
         """
         height, width = pair(self.patch_size)
+        fixed = ("size", "do_resize", "do_center_crop", "crop_size", "do_pad", "max_num_patches", "return_tensors")
+        if given := [name for name in fixed if name in kwargs]:
+            raise ValueError(f"`to_patches` takes no {given}: `grid` decides them")
         kwargs |= {"size": {"height": grid[0] * height, "width": grid[1] * width}, "do_resize": True}
         kwargs |= {"do_center_crop": False, "do_pad": False, "max_num_patches": None, "return_tensors": "pt"}
         return cut_into_patches(self.preprocess([image], **kwargs)["pixel_values"][0], (height, width))

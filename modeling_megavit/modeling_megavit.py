@@ -297,6 +297,7 @@ class MegaVitEmbeddings(nn.Module):
             grid: Number of rows and number of columns, as integers or, for each patch, as tensors (patches,).
         """
         position_type = self.config.position_embedding_type
+        # CODEPATH: images of the pre-training size, in every preset; resizing would give the same, but not for nothing.
         if position_type == "learned" and isinstance(grid, tuple) and grid == self.config.grid_size:
             return self.position_embeddings[0, int(self.config.use_cls_token) :]
         return 0.0 if position_type == "none" else getattr(self, f"{position_type}_positions")(position_ids, grid)
@@ -804,6 +805,11 @@ class MegaVitPooler(nn.Module):
         return x[:, 0]
 
 
+@auto_docstring(
+    custom_intro="""
+    What [`MegaVitModel`] returns.
+    """
+)
 @dataclass
 class MegaVitModelOutput(BaseModelOutputWithPooling):
     r"""
@@ -821,6 +827,11 @@ class MegaVitModelOutput(BaseModelOutputWithPooling):
     cu_seq_lens: torch.Tensor | None = None
 
 
+@auto_docstring(
+    custom_intro="""
+    What [`MegaVitForImageClassification`] returns.
+    """
+)
 @dataclass
 class MegaVitImageClassifierOutput(ImageClassifierOutput):
     r"""
