@@ -213,7 +213,7 @@ def cubic_taps(index: torch.Tensor, size: int | torch.Tensor, side: int) -> tupl
     Returns which four entries of a line of `side` entries, and in which parts, make entry `index` of the line resized
     to `size`, as `nn.functional.interpolate(mode="bicubic", align_corners=False)` has it: (n, 4) each.
     """
-    # As torch: the scale in float32 first. For an unchanged size, the parts are exactly 0, 1, 0 and 0.
+    # Where the size is unchanged, this is exactly `index`, and the parts are 0, 1, 0 and 0.
     source = (index.float() + 0.5) * side / size - 0.5
     floor = source.floor()
     offsets = torch.arange(-1, 3, device=index.device)
@@ -1143,7 +1143,8 @@ class MegaVitModel(MegaVitPreTrainedModel):
             Accepted because transformers' ViT has it. The position embeddings follow the size of the images without
             it; `False` refuses images of any other size than `config.image_size`.
         """
-        if unknown := kwargs.keys() - TransformersKwargs.__annotations__.keys():
+        # The others of TransformersKwargs are a language model's; attention would take some of them, and ignore the rest.
+        if unknown := kwargs.keys() - {"num_items_in_batch", "output_attentions", "output_hidden_states"}:
             raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments: {', '.join(sorted(unknown))}.")
         patch_arguments = (pixel_attention_mask, spatial_shapes, packing)
         inputs = self._prepare_inputs(pixel_values, *patch_arguments, only_grid=interpolate_pos_encoding is False)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from statistics import NormalDist
 from typing import Any, Literal
 
 import datasets
@@ -109,10 +110,10 @@ class TokenDropout:
 
 def _truncated_normal(rng: np.random.Generator, mean: float, std: float, low: float, high: float) -> float:
     """Draws from a normal distribution between two bounds, by its quantiles."""
-    bounds = torch.tensor([(low - mean) / std, (high - mean) / std], dtype=torch.float64)
-    quantile = torch.special.ndtr(bounds).numpy()
-    value = torch.special.ndtri(torch.tensor(rng.uniform(*quantile), dtype=torch.float64))
-    return min(max(mean + std * float(value), low), high)
+    normal = NormalDist(mean, std)
+    quantile = rng.uniform(normal.cdf(low), normal.cdf(high))
+    # Far out in a tail, all quantiles are 0 or 1, which have no value.
+    return min(max(normal.inv_cdf(min(max(quantile, 1e-300), 1 - 1e-16)), low), high)
 
 
 def _require(name: str, holds: bool, expected: str, got):

@@ -478,8 +478,9 @@ def test_bad_pixel_values_raise_and_are_named(pixel_values, named):
 
 def test_arguments_that_the_model_does_not_know_raise():
     model = build()
-    with pytest.raises(TypeError, match="bool_masked_pos"):
-        model(images(model), bool_masked_pos=torch.ones(2, 16))
+    for name in ("bool_masked_pos", "cu_seq_lens_q", "is_causal"):
+        with pytest.raises(TypeError, match=name):
+            model(images(model), **{name: torch.ones(2, 16)})
 
 
 def test_interpolate_pos_encoding_is_accepted_and_false_refuses_other_sizes():
