@@ -227,7 +227,11 @@ class MegaVitPackingCollator:
         packing = build_packing(spatial_shapes, kept if len(kept) < total else None)
         batch = {"pixel_values": torch.cat(patches)[None], "spatial_shapes": spatial_shapes, "packing": packing}
         name = next((name for name in ("labels", self.label_column) if name in examples[0]), None)
-        return batch if name is None else batch | {"labels": _stack([example[name] for example in examples])}
+        if name is None:
+            return batch
+        if not all(name in example for example in examples):
+            raise ValueError(f"`label_column` must be in every example or in none, got some without {name!r}.")
+        return batch | {"labels": _stack([example[name] for example in examples])}
 
     def _cut(self, example: dict) -> tuple[torch.Tensor, tuple[int, int]]:
         """Returns the patches of an image and its grid."""
@@ -258,7 +262,11 @@ class MegaVitPackingCollator:
 
 def _stack(labels: list) -> torch.Tensor:
     """Makes one tensor of class indices, int64, or of vectors, float32."""
-    labels = torch.stack([torch.as_tensor(label) for label in labels])
+    labels = [torch.as_tensor(label) for label in labels]
+    shapes = {tuple(label.shape) for label in labels}
+    if len(shapes) > 1:
+        raise ValueError(f"`label_column` must hold labels of one shape, got {sorted(shapes)}.")
+    labels = torch.stack(labels)
     return labels.float() if labels.ndim > 1 or labels.is_floating_point() else labels.long()
 
 
@@ -268,7 +276,8 @@ def image_size(image) -> tuple[int, int]:
         image = Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
     (image,) = flatten_images(image)
     if isinstance(image, Image.Image):
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        # Not `image.getexif()`, which decodes a PNG to look behind its pixels too.
+        is_turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5
         return image.size if is_turned else image.size[::-1]
     # Channels are first or last, and at most 4
     return tuple(image.shape[:2] if image.ndim == 2 or image.shape[-1] <= 4 else image.shape[1:])
@@ -296,7 +305,7 @@ class _Planner:
             if self.oversized == "error":
                 raise ValueError(
                     f"`token_budget` must hold every image, but image {index} of {size[0]} x {size[1]} pixels has "
-                    f"{num_kept} patches, got {self.token_budget}."
+                    f'{num_kept} patches, got {self.token_budget}; `oversized="resize"` shrinks it.'
                 )
             grid = get_patch_grid(*size, pair(self.collator.image_processor.patch_size), self.token_budget)
             num_kept = math.prod(grid)
@@ -324,8 +333,11 @@ class PackedDataset(Dataset):
 
     A batch of Trainer is then `per_device_train_batch_size` packs, and all else is Trainer's: sharding among processes,
     accumulation, and going on after an interruption. Packs are shuffled here, so Trainer needs to do it no more, and with
-    "sequential" tells each epoch to the data set, on several processes too. Trainer counts the packs of the first epoch:
-    if a later one has more, the last images of its order are left out.
+    "sequential" tells each epoch to the data set. With its default, "random", the data set never hears of an epoch where
+    there are several processes, nor where a run goes on in the middle of one, and repeats the first.
+
+    Trainer takes as many packs from every epoch as the first one has. If a later one has more, the last images of its
+    order are left out; if it has fewer, its first packs come again.
 
     Args:
         dataset: Images with labels, `len` and indices: a list or a `datasets.Dataset`.
@@ -365,7 +377,8 @@ class PackedDataset(Dataset):
         _require("dataset", len(dataset) > 0, "not empty", 0)
         # In shared memory, so that the worker processes of a DataLoader hear of a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        self._planned, self._packs = None, []
+        self._planned, self._packs, self._num_packs = None, [], 0
+        self._num_packs = len(self.packs)
 
     def set_epoch(self, epoch: int):
         """Draws everything anew; called by Trainer at the beginning of an epoch."""
@@ -384,7 +397,9 @@ class PackedDataset(Dataset):
                 (index, self.planner.plan(self.sizes[index], epoch, index, seen + position))
                 for position, index in enumerate(order)
             )
-            self._packs, self._planned = list(self.planner.packs(plans)), epoch
+            packs = list(self.planner.packs(plans))
+            length = max(len(packs), self._num_packs)
+            self._packs, self._planned = list(itertools.islice(itertools.cycle(packs), length)), epoch
         return self._packs
 
     @property
@@ -396,7 +411,7 @@ class PackedDataset(Dataset):
     @property
     def images_per_pack(self) -> float:
         """The mean number of images of this epoch's packs."""
-        return len(self.sizes) / len(self.packs)
+        return sum(map(len, self.packs)) / len(self.packs)
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -425,9 +440,10 @@ class PackedIterableDataset(IterableDataset):
     """
     The same of a stream of images, such as a `datasets.IterableDataset` in streaming mode.
 
-    The workers of a `DataLoader` and the processes of a training share the images among them: shard i of n takes every
-    n-th image, or, where a `datasets.IterableDataset` has enough shards, files of its own. `Trainer` must be told not to
-    take batches apart: `accelerator_config={"dispatch_batches": False}`.
+    The workers of a `DataLoader` share the images: worker i of n takes every n-th one, unless the stream shares itself, as
+    a `datasets.IterableDataset` does by its files. The processes of a training share the packs: each reads the whole
+    stream. `Trainer` must be told not to take batches apart: `accelerator_config={"dispatch_batches": False}`. The
+    schedule of a `token_dropout` counts the images of the stream, and begins again with each epoch.
 
     Args:
         dataset (`Iterable[dict]`): Images with labels.
