@@ -121,7 +121,7 @@ def _require(name: str, holds: bool, expected: str, got):
         raise ValueError(f"`{name}` must be {expected}, got {got}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one for each image of a data set
 class ImagePlan:
     """What is to become of one image: its patch grid, how many patches stay, and the seed of all that is random."""
 
@@ -337,7 +337,8 @@ class PackedDataset(Dataset):
     there are several processes, nor where a run goes on in the middle of one, and repeats the first.
 
     Trainer takes as many packs from every epoch as the first one has. If a later one has more, the last images of its
-    order are left out; if it has fewer, its first packs come again.
+    order are left out; if it has fewer, its first packs come again. For evaluation, give Trainer the images themselves: it
+    counts the items of a data set.
 
     Args:
         dataset: Images with labels, `len` and indices: a list or a `datasets.Dataset`.
