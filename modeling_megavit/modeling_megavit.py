@@ -151,7 +151,8 @@ def pad_images(tokens: torch.Tensor, cu_seq_lens: torch.Tensor, num_tokens: int)
 def fits_onednn(hidden_states: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether torch's operator for oneDNN can compute a linear layer: on a CPU, without gradients, on plain tensors."""
     return (
-        not torch.is_grad_enabled()
+        not torch.compiler.is_compiling()  # first, because the compiler can't look into the others
+        and not torch.is_grad_enabled()
         and hidden_states.device.type == weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and hidden_states.dtype == weight.dtype
@@ -164,7 +165,6 @@ def fits_onednn(hidden_states: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(weight) is nn.Parameter
         and _get_current_dispatch_mode() is None
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
 
@@ -422,7 +422,11 @@ def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return torch.bmm(weights, value).view(shape)
 
 
-@torch.library.custom_op("megavit::packed_attention", mutates_args=())
+# This file may be loaded again beside the package, as remote code; operators of one name would replace each other.
+OPERATOR = f"megavit::{__name__.replace('.', '_')}_packed_attention"
+
+
+@torch.library.custom_op(OPERATOR, mutates_args=())
 def packed_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_lens: torch.Tensor, scaling: float
 ) -> torch.Tensor:
@@ -439,7 +443,7 @@ def _(query, key, value, cu_seq_lens, scaling):
     return torch.empty_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("megavit::packed_attention_backward", mutates_args=())
+@torch.library.custom_op(f"{OPERATOR}_backward", mutates_args=())
 def packed_attention_backward(
     grad: torch.Tensor,
     query: torch.Tensor,

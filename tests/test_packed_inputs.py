@@ -7,12 +7,15 @@ Run: pytest tests/test_packed_inputs.py
 
 import copy
 import itertools
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from test_modeling_megavit import ARCHITECTURES, architectures, build
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_megavit import MegaVitModel, build_packing, modeling_megavit, unpack
@@ -455,3 +458,19 @@ def test_patches_dropped_twice_raise():
 def test_a_packing_of_no_patches_raises(shapes):
     with pytest.raises(ValueError, match="spatial_shapes"):
         build_packing(shapes)
+
+
+@torch.no_grad()
+def test_the_modeling_file_may_be_loaded_twice(tmp_path):
+    """As remote code beside the package: each registers the operator of packed attention."""
+    model = build(use_cls_token=True, cls=MegaVitModel)
+    for name in ("configuration_megavit.py", "modeling_megavit.py"):
+        shutil.copy(Path(modeling_megavit.__file__).with_name(name), tmp_path)
+    remote = get_class_from_dynamic_module("modeling_megavit.MegaVitModel", str(tmp_path))
+    assert remote is not MegaVitModel
+    other = remote(remote.config_class(**model.config.to_diff_dict())).eval()
+    other.load_state_dict(model.state_dict())
+    images = draw(model, SMALL)
+    expected = model(images).pooler_output
+    for net in (other, torch.compile(other, backend="eager"), torch.compile(model, backend="eager")):
+        torch.testing.assert_close(net(**pack(model, images)).pooler_output, expected, rtol=1e-5, atol=1e-5)
