@@ -25,8 +25,10 @@ from .image_processing_pil_megavit import MegaVitImageInputs
     MegaVit's image processor on torchvision; see `MegaVitImageInputs`.
 
     At mean = std = 0.5, bicubic, its output is within 0.008 of the PIL one's when it shrinks images and 0.016 when it
-    enlarges them: one and two of 255 levels, in about 1 % of the values at most (measured on photos and digits). Floats,
-    which neither backend rounds in between, agree to 1e-4.
+    enlarges them: one and two of 255 levels, in about 1 % of the values (measured on photos and digits). Where an image
+    loses more of its height than of its width, Pillow 13 resizes columns first (its pull request 9549), rounds and clips
+    other numbers in between, and is up to 0.08 off, in a third of the values. Floats, which neither backend rounds in
+    between, agree to 1e-4.
     """
 )
 class MegaVitImageProcessor(MegaVitImageInputs, TorchvisionBackend):

@@ -83,12 +83,15 @@ def test_the_budget_is_kept_and_used_and_nothing_is_enlarged(budget, patch_size)
 @pytest.mark.parametrize("side", [None, 64, 300])
 @pytest.mark.parametrize("patch_size", PATCHES)
 @pytest.mark.parametrize("budget", [None, *BUDGETS])
-def test_the_aspect_ratio_is_kept_to_a_patch(budget, patch_size, side):
+def test_the_aspect_ratio_is_kept_but_for_rounding(budget, patch_size, side):
     for size in random_sizes(500):
         grid = get_patch_grid(*size, patch_size, budget, side)
         sides = [pixels / patch for pixels, patch in zip(size, patch_size)]
         shorter, longer = sorted([0, 1], key=sides.__getitem__)
-        assert abs(grid[shorter] - grid[longer] * sides[shorter] / sides[longer]) <= 1, (size, grid)
+        error = abs(grid[shorter] - grid[longer] * sides[shorter] / sides[longer])
+        # A shorter side that is rounded up takes patches from the longer one where there is a budget
+        assert error <= (2 if budget else 1), (size, grid)
+        assert grid[shorter] <= grid[longer] or sides[shorter] == sides[longer], (size, grid)
 
 
 @pytest.mark.parametrize("side", [32, 100, 256, 384])
@@ -145,7 +148,7 @@ def test_an_extreme_image_still_fits(processor_class):
 
 
 def test_without_padding_a_batch_is_as_long_as_its_longest_image(processor_class, photos):
-    padded = native(processor_class)(photos[1:], return_tensors="pt")
+    padded = native(processor_class)(photos[1:], return_tensors="pt", do_pad=None)
     output = native(processor_class, do_pad=False)(photos[1:], return_tensors="pt")
     assert padded["pixel_values"].shape == (3, BUDGET, 3 * PATCH**2)
     assert output["pixel_values"].shape == (3, 20, 3 * PATCH**2)
@@ -167,9 +170,14 @@ def test_return_tensors_decides_the_kind_of_all_three(processor_class, photos, k
 @pytest.mark.parametrize("floats", [False, True])
 def test_both_backends_agree(photos, floats):
     images = [np.asarray(photo, np.float32) for photo in photos] if floats else photos
-    output, expected = (native(cls)(images, return_tensors="pt") for cls in (MegaVitImageProcessor, BACKENDS[0]))
+    output, expected = (
+        native(cls)(images, return_tensors="pt") for cls in (MegaVitImageProcessor, MegaVitImageProcessorPil)
+    )
     difference = (output["pixel_values"] - expected["pixel_values"]).abs()
-    assert difference.max() <= (1e-4 if floats else 2 * LEVEL + 1e-5) and difference.mean() <= 2e-4
+    # The last two lose more of their height than of their width: Pillow 13 resizes their columns first
+    for difference, levels in zip(difference, [2, 2, 10, 10], strict=True):
+        assert difference.max() <= (1e-4 if floats else levels * LEVEL + 1e-5)
+        assert difference.mean() <= (1e-5 if floats else LEVEL * levels / 20)
     for name in ("pixel_attention_mask", "spatial_shapes"):
         assert torch.equal(output[name], expected[name])
 
@@ -210,26 +218,25 @@ def test_without_resizing_whole_patches_pass_and_others_raise(processor_class, p
 
 
 CONTRADICTIONS = {
-    "size": ({"size": {"shortest_edge": 64}}, "`size="),
-    "crop": ({"do_center_crop": True, "crop_size": 8}, "`do_center_crop=True`"),
-    "crop size": ({"crop_size": 8}, "`crop_size="),
-    "pad size": ({"pad_size": {"height": 8, "width": 8}}, "`pad_size="),
-    "no patch size": ({"patch_size": None}, "`patch_size`.*24 and None"),
+    "size": ({"size": {"shortest_edge": 64}}, "`max_num_patches`.*`size="),
+    "crop": ({"do_center_crop": True, "crop_size": 8}, "`max_num_patches`.*`do_center_crop=True`"),
+    "crop size": ({"crop_size": 8}, "`max_num_patches`.*`crop_size="),
+    "pad size": ({"pad_size": {"height": 8, "width": 8}}, "`max_num_patches`.*`pad_size="),
+    "no patch size": ({"patch_size": None}, "`max_num_patches`.*`patch_size`.*24 and None"),
     "patch of nothing": ({"patch_size": [0, 8]}, r"`patch_size`.*\[0, 8\]"),
     "three sides": ({"patch_size": [8, 8, 8]}, r"`patch_size`.*\[8, 8, 8\]"),
-    "no patches": ({"max_num_patches": 0}, "`patch_size`.*0 and 8"),
-    "fewer than none": ({"max_num_patches": -3}, "`patch_size`.*-3 and 8"),
+    "no patches": ({"max_num_patches": 0}, "`max_num_patches`.*`patch_size`.*0 and 8"),
+    "fewer than none": ({"max_num_patches": -3}, "`max_num_patches`.*`patch_size`.*-3 and 8"),
 }
 
 
 @pytest.mark.parametrize(("kwargs", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_contradictions_raise_with_both_names(processor_class, photos, kwargs, message):
-    expected = message if "patch_size`" in message and "[" in message else f"`max_num_patches`.*{message}"
     for call in (
         lambda: native(processor_class)(photos[1], **kwargs),
         lambda: native(processor_class, **kwargs)(photos[1]),
     ):
-        with pytest.raises(ValueError, match=expected) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
 
@@ -237,6 +244,10 @@ def test_contradictions_raise_with_both_names(processor_class, photos, kwargs, m
 def test_a_processor_of_one_size_refuses_to_be_native_for_one_call(processor_class, photos):
     with pytest.raises(ValueError, match="`max_num_patches` contradicts `size="):
         processor_class(patch_size=PATCH)(photos[0], max_num_patches=BUDGET)
+    whole = {"size": None, "crop_size": None, "do_center_crop": False, "max_num_patches": BUDGET}
+    with pytest.raises(ValueError, match="`max_num_patches`.*`patch_size`.*24 and None"):
+        processor_class(**whole)(photos[0])
+    assert processor_class(patch_size=PATCH, **whole)(photos[0])["spatial_shapes"].tolist() == [[4, 6]]
 
 
 @pytest.mark.parametrize("name", ["size", "do_resize", "max_num_patches", "do_pad", "return_tensors"])
@@ -246,7 +257,7 @@ def test_to_patches_refuses_what_the_grid_decides(processor_class, photos, name)
 
 
 def test_saving_and_loading_keeps_the_form(processor_class, photos, tmp_path):
-    processor = native(processor_class, (8, 4), do_pad=False)
+    processor = native(processor_class, [8, 4], do_pad=False)
     processor.save_pretrained(tmp_path)
     expected = processor(photos, return_tensors="pt")
     backend = "pil" if processor_class is MegaVitImageProcessorPil else "torchvision"
