@@ -4,7 +4,7 @@ INSTALL = install --quiet --constraint constraints.txt
 DEV = .venv-dev/bin/python
 CODE = modeling_megavit conversion_scripts benchmarks tests setup.py
 
-.PHONY: demo test test-slow style quality bench clean
+.PHONY: demo test test-slow style quality bench bench-packing clean
 
 .venv/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,10 @@ quality: .venv-dev/.installed  ## check style and the modeling rules
 
 bench: .venv-dev/.installed  ## speed against transformers and timm
 	PYTHONPATH=tests/torchvision_cpu $(DEV) benchmarks/speed.py --output_dir outputs/bench
+
+bench-packing: .venv-dev/.installed  ## speed on images of many sizes, against vit-pytorch, timm and transformers
+	.venv-dev/bin/pip install --quiet --no-deps vit-pytorch==1.26.11 einops
+	PYTHONPATH=tests/torchvision_cpu $(DEV) benchmarks/packing.py --output_dir outputs/packing
 
 clean:
 	rm -rf .venv .venv-dev build outputs *.egg-info

@@ -152,12 +152,16 @@ def first_fit(items: Iterable[tuple[Any, int]], budget: int, look_ahead: int) ->
 
     Returns:
         `Iterator[list]`: packs of items; nothing is left out.
+
+    Raises:
+        `ValueError`: if an item is longer than the budget.
     """
     items, waiting = iter(items), []
     while True:
         waiting += itertools.islice(items, max(1, look_ahead) - len(waiting))
         if not waiting:
             return
+        _require("budget", waiting[0][1] <= budget, f"at least {waiting[0][1]}, the length of an item", budget)
         pack, room, rest = [], budget, []
         for item, length in waiting:
             if length <= room:
@@ -442,7 +446,7 @@ class PackedIterableDataset(IterableDataset):
     The same of a stream of images, such as a `datasets.IterableDataset` in streaming mode.
 
     The workers of a `DataLoader` share the images: worker i of n takes every n-th one, unless the stream shares itself, as
-    a `datasets.IterableDataset` does by its files. The processes of a training share the packs: each reads the whole
+    a `datasets.IterableDataset` does by its files and any other torch `IterableDataset` must. The processes of a training share the packs: each reads the whole
     stream. `Trainer` must be told not to take batches apart: `accelerator_config={"dispatch_batches": False}`. The
     schedule of a `token_dropout` counts the images of the stream, and begins again with each epoch.
 
@@ -466,16 +470,18 @@ class PackedIterableDataset(IterableDataset):
         oversized: Literal["error", "resize"] = "error",
     ):
         self.planner = _Planner(collator, token_budget, look_ahead, seed, side_lengths, token_dropout, oversized)
-        self.dataset, self.epoch = dataset, 0
+        self.dataset = dataset
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # for persistent workers, too
 
     def set_epoch(self, epoch: int):
         """Draws everything anew; called by Trainer at the beginning of an epoch."""
-        self.epoch = epoch
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+        self._epoch.fill_(epoch)
 
     def _plan(self) -> Iterator[tuple[dict, ImagePlan]]:
         """Yields this worker's examples with their plans."""
+        epoch = int(self._epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         # Those two kinds share among workers by themselves.
@@ -485,7 +491,7 @@ class PackedIterableDataset(IterableDataset):
             index = first + count * step
             pixels = example.get("pixel_values")
             size = image_size(example[self.planner.collator.image_column]) if pixels is None else pixels.shape[1:]
-            yield example, self.planner.plan(tuple(size), self.epoch, index, index)
+            yield example, self.planner.plan(tuple(size), epoch, index, index)
 
     def __iter__(self) -> Iterator[list[dict]]:
         for pack in self.planner.packs(self._plan()):

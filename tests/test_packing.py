@@ -607,6 +607,19 @@ def test_a_stream_that_was_interrupted_goes_on_with_the_same_weights(tmp_path):
     assert_same_weights(run(tmp_path / "rest", str(tmp_path / "whole" / "checkpoint-4")), whole)
 
 
+def test_an_item_longer_than_the_budget_raises():
+    with pytest.raises(ValueError, match="`budget` must be at least 9.*got 8"):
+        list(first_fit([("a", 3), ("b", 9)], 8, 4))
+
+
+def test_persistent_workers_of_a_stream_hear_of_a_new_epoch():
+    packed = PackedIterableDataset(Stream(examples()), build_collator(), 20, **RANDOM_LENGTHS)
+    loader = DataLoader(packed, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        packed.set_epoch(epoch)
+        assert {example["plan"].seed[1] for pack in loader for example in pack} == {epoch}
+
+
 # Two processes
 
 RANDOM_LENGTHS = {"side_lengths": SideLengths(8, 32), "token_dropout": TokenDropout(0.4, "beta")}
@@ -717,3 +730,4 @@ def test_random_sampling_hides_the_epoch_from_two_processes(two_processes):
 
 if __name__ == "__main__":
     train_on_one_of_two_processes(sys.argv[1])
+    os._exit(0)  # without the end of gloo's threads, which now and then aborts a process that is done
