@@ -476,11 +476,13 @@ class PackedIterableDataset(IterableDataset):
     def set_epoch(self, epoch: int):
         """Draws everything anew; called by Trainer at the beginning of an epoch."""
         self._epoch.fill_(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
 
     def _plan(self) -> Iterator[tuple[dict, ImagePlan]]:
         """Yields this worker's examples with their plans."""
         epoch = int(self._epoch)
-        if hasattr(self.dataset, "set_epoch"):
+        if hasattr(self.dataset, "set_epoch"):  # its copy in a persistent worker hasn't heard of it
             self.dataset.set_epoch(epoch)
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)

@@ -6,6 +6,7 @@ Run: pytest tests/test_packed_inputs.py
 """
 
 import copy
+import importlib
 import itertools
 import shutil
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch
 from test_modeling_megavit import ARCHITECTURES, architectures, build
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_megavit import MegaVitModel, build_packing, modeling_megavit, unpack
@@ -461,12 +461,14 @@ def test_a_packing_of_no_patches_raises(shapes):
 
 
 @torch.no_grad()
-def test_the_modeling_file_may_be_loaded_twice(tmp_path):
-    """As remote code beside the package: each registers the operator of packed attention."""
+def test_the_modeling_file_may_be_loaded_twice(tmp_path, monkeypatch):
+    """As remote code is beside the package: each copy registers the operator of packed attention."""
     model = build(use_cls_token=True, cls=MegaVitModel)
+    (tmp_path / "remote_code").mkdir()
     for name in ("configuration_megavit.py", "modeling_megavit.py"):
-        shutil.copy(Path(modeling_megavit.__file__).with_name(name), tmp_path)
-    remote = get_class_from_dynamic_module("modeling_megavit.MegaVitModel", str(tmp_path))
+        shutil.copy(Path(modeling_megavit.__file__).with_name(name), tmp_path / "remote_code")
+    monkeypatch.syspath_prepend(tmp_path)
+    remote = importlib.import_module("remote_code.modeling_megavit").MegaVitModel
     assert remote is not MegaVitModel
     other = remote(remote.config_class(**model.config.to_diff_dict())).eval()
     other.load_state_dict(model.state_dict())
