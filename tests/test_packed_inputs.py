@@ -311,15 +311,28 @@ def test_the_packed_operator_has_the_right_gradients():
 def test_the_linear_layer_of_inference_equals_that_of_training(dtype, bias):
     layer = MegaVitLinear(48, 32, bias=bias).to(dtype)
     inputs = torch.randn(3, 5, 48, dtype=dtype)
-    expected = layer(inputs)
+    expected = layer(inputs), layer(inputs, with_gelu=True)
+    torch.testing.assert_close(expected[1], torch.nn.functional.gelu(expected[0]))
     with torch.no_grad():
         tolerance = 1e-5 if dtype == torch.float32 else 0.02
-        torch.testing.assert_close(layer(inputs), expected.detach(), rtol=tolerance, atol=tolerance)
+        got = layer(inputs), layer(inputs, with_gelu=True)
+        torch.testing.assert_close(got, tuple(each.detach() for each in expected), rtol=tolerance, atol=tolerance)
         with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
             layer(inputs)
         assert counter.get_total_flops() == 2 * 3 * 5 * 48 * 32
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(inputs).dtype == torch.bfloat16
+
+
+def test_a_hook_on_the_first_half_of_the_mlp_sees_what_it_sees_in_training():
+    model, seen = build({}), []
+    fc1 = model.megavit.encoder.layers[0].intermediate.fc1
+    inputs = torch.randn(1, 4, fc1.in_features)
+    expected = torch.nn.functional.linear(inputs, fc1.weight, fc1.bias)
+    fc1.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        model.megavit.encoder.layers[0].intermediate(inputs)
+    torch.testing.assert_close(seen[0], expected.detach())
 
 
 # Training ------------------------------------------------------------------------------------------------------------
