@@ -34,6 +34,23 @@ _PROBABILITIES = (
     "token_dropout_prob",
 )
 
+# Fields that have a meaning only beside others
+_NEEDED = {
+    **dict.fromkeys(("qk_norm_type", "qk_norm_eps", "qk_norm_per_head"), {"qk_norm": True}),
+    "position_coordinates": {"position_embedding_type": "factorized"},
+    **dict.fromkeys(("position_interpolation", "position_antialias"), {"position_embedding_type": "learned"}),
+    "use_cls_position": {"position_embedding_type": "learned", "use_cls_token": True},
+    "use_pooler_mlp": {"pooling_type": "attention"},
+}
+# What the block of the packages mega-vit and zeta is defined for
+_MEGA_VIT = {
+    "norm_type": "layer_norm",
+    "norm_bias": True,
+    "qk_norm": False,
+    "layer_scale_init_value": None,
+    "use_final_norm": True,
+}
+
 
 @auto_docstring(
     custom_intro="""
@@ -60,15 +77,30 @@ class MegaVitConfig(PreTrainedConfig):
     qk_norm (`bool`, *optional*, defaults to `True`):
         Whether queries and keys are normalised over `head_dim`, with a gain shared by the heads. The scale of
         `1 / sqrt(head_dim)` stays.
+    qk_norm_type (`str`, *optional*):
+        `"rms_norm"` or `"layer_norm"` for queries and keys. `None` means `norm_type`; vit-pytorch's NaViT differs.
+    qk_norm_eps (`float`, *optional*):
+        Epsilon of the norm of queries and keys. `None` means `layer_norm_eps`; vit-pytorch's NaViT differs.
+    qk_norm_per_head (`bool`, *optional*, defaults to `False`):
+        Whether each head has its own gain in the norm of queries and keys (vit-pytorch's NaViT).
     head_dim (`int`, *optional*):
         Width of a head. `None` means `hidden_size / num_attention_heads`; other values make the inner width of the
         attention differ from `hidden_size`.
     attention_output_bias (`bool`, *optional*, defaults to `True`):
         Whether the output projection of the attention has a bias.
+    use_gated_mlp (`bool`, *optional*, defaults to `False`):
+        Whether the MLP is gated, `fc2(act(gate_proj(x)) * fc1(x))`, as DINOv2-giant's, whose `hidden_act` is `"silu"`.
     layer_scale_init_value (`float`, *optional*):
         Initial value of the learned gain on each residual branch (CaiT, DINOv2). `None` leaves the gains out.
     patch_norm (`bool`, *optional*, defaults to `False`):
         Whether to normalise the pixels of a patch and its embedding, as vit-pytorch, mega-vit and zeta do.
+    patch_bias (`bool`, *optional*, defaults to `True`):
+        Whether the projection of the patches has a bias. CLIP's has none.
+    use_embedding_norm (`bool`, *optional*, defaults to `False`):
+        Whether the embeddings are normalised in front of the first block (CLIP's `pre_layrnorm`, timm's `pre_norm`).
+    use_final_norm (`bool`, *optional*, defaults to `True`):
+        Whether all tokens are normalised behind the last block. timm's models that pool by the mean are not, nor is CLIP's
+        image classifier.
     position_embedding_type (`str`, *optional*, defaults to `"learned"`):
         `"learned"`: one vector per cell of the pre-training grid, resized to other grids. `"factorized"`: a table for
         rows plus one for columns (NaViT, section 2.1). `"sincos2d"`: fixed sines and cosines. `"none"`.
@@ -76,13 +108,27 @@ class MegaVitConfig(PreTrainedConfig):
         How factorized positions are looked up. `"absolute"`: by row and column, so the tables must reach as far as the
         largest image. `"fractional"`: by the part of the image's side, so that they are stretched over any image
         (NaViT, section 2.1).
+    position_interpolation (`str`, *optional*, defaults to `"bicubic"`):
+        How learned positions are resized: `"bicubic"` or `"bilinear"` (SigLIP 2), as `nn.functional.interpolate` does it.
+    position_antialias (`bool`, *optional*, defaults to `False`):
+        Whether learned positions are resized with antialiasing, as by SigLIP 2, DINOv2 with registers and timm.
+    position_keeps_aspect_ratio (`bool`, *optional*, defaults to `False`):
+        Whether learned or fractional positions are resized to the square around an image, of which it takes the upper left
+        part, so that rows and columns are stretched alike (timm's NaFlexViT, `pos_embed_ar_preserving`).
+    use_cls_position (`bool`, *optional*, defaults to `True`):
+        Whether the class token has a learned position, where there are such. DeiT III's has none (timm's `no_embed_class`).
     num_register_tokens (`int`, *optional*, defaults to 0):
         Number of learned tokens without a position that are placed before the patches.
     pooling_type (`str`, *optional*, defaults to `"attention"`):
         `"attention"`: multihead attention pooling (MAP) with one learned query; `"cls"`: the class token; `"mean"`:
-        the mean of the patch tokens.
+        the mean of the patch tokens; `"cls_mean"`: both, one behind the other (DINOv2's classifier); `"cls_register"`: the
+        class token and the first register token (DeiT's distillation token).
+    use_pooler_mlp (`bool`, *optional*, defaults to `True`):
+        Whether an MLP follows in attention pooling. vit-pytorch's NaViT has none.
+    use_pooler_norm (`bool`, *optional*, defaults to `False`):
+        Whether the pooled vector is normalised (timm's `fc_norm`, vit-pytorch's NaViT).
     use_cls_token (`bool`, *optional*):
-        Whether there is a class token. `None` means only where `pooling_type="cls"` needs it.
+        Whether there is a class token. `None` means only where `pooling_type` needs it.
     embedding_dropout_prob (`float`, *optional*, defaults to 0.0):
         Dropout on the sum of patch and position embeddings.
     token_dropout_prob (`float`, *optional*, defaults to 0.0):
@@ -137,9 +183,11 @@ class MegaVitConfig(PreTrainedConfig):
     }
     base_model_tp_plan = {
         **{f"encoder.layers.*.attention.{name}": style for name, style in _tp_attention.items()},
+        "encoder.layers.*.intermediate.gate_proj": "colwise",
         "encoder.layers.*.intermediate.fc1": "colwise",
         "encoder.layers.*.output.fc2": "rowwise",
         **{f"pooler.attention.{name}": style for name, style in _tp_attention.items()},
+        "pooler.intermediate.gate_proj": "colwise",
         "pooler.intermediate.fc1": "colwise",
         "pooler.output.fc2": "rowwise",
     }
@@ -155,19 +203,32 @@ class MegaVitConfig(PreTrainedConfig):
     norm_bias: bool = False
     layer_norm_eps: float = 1e-6
     qk_norm: bool = True
+    qk_norm_type: Literal["rms_norm", "layer_norm"] | None = None
+    qk_norm_eps: float | None = None
+    qk_norm_per_head: bool = False
     qkv_bias: bool = False
     attention_output_bias: bool = True
     mlp_bias: bool = True
     hidden_act: str = "gelu"
+    use_gated_mlp: bool = False
     layer_scale_init_value: float | int | None = None
     image_size: int | list[int] | tuple[int, ...] = 224
     patch_size: int | list[int] | tuple[int, ...] = 16
     num_channels: int = 3
     patch_norm: bool = False
+    patch_bias: bool = True
+    use_embedding_norm: bool = False
+    use_final_norm: bool = True
     position_embedding_type: Literal["learned", "factorized", "sincos2d", "none"] = "learned"
     position_coordinates: Literal["absolute", "fractional"] = "absolute"
+    position_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    position_antialias: bool = False
+    position_keeps_aspect_ratio: bool = False
+    use_cls_position: bool = True
     num_register_tokens: int = 0
-    pooling_type: Literal["attention", "cls", "mean"] = "attention"
+    pooling_type: Literal["attention", "cls", "mean", "cls_mean", "cls_register"] = "attention"
+    use_pooler_mlp: bool = True
+    use_pooler_norm: bool = False
     use_cls_token: bool | None = None
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -192,14 +253,19 @@ class MegaVitConfig(PreTrainedConfig):
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.use_cls_token is None:
-            self.use_cls_token = self.pooling_type == "cls"
+            self.use_cls_token = self.pooling_type.startswith("cls")
         self._check_contradictions()
         # The plan may name nothing that this configuration leaves out.
         missing = [] if self.pooling_type == "attention" else ["pooler."]
         missing += [] if self.qk_norm else [".q_norm", ".k_norm"]
+        missing += ["attention."] if self.qk_norm_per_head else []  # no style shards a gain of (heads, head_dim)
+        missing += [] if self.use_gated_mlp else [".gate_proj"]
+        missing += [] if self.use_pooler_mlp else ["pooler.intermediate", "pooler.output"]
         self.base_model_tp_plan = {
             name: style for name, style in self.base_model_tp_plan.items() if not any(part in name for part in missing)
         }
+        if not self.use_final_norm:
+            self.base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight"}
         super().__post_init__(**kwargs)
 
     def _take_foreign_names(self, kwargs: dict) -> dict:
@@ -256,20 +322,37 @@ class MegaVitConfig(PreTrainedConfig):
             )
         if self.norm_type == "rms_norm" and self.norm_bias:
             raise ValueError("`norm_bias=True` contradicts `norm_type='rms_norm'`: an RMSNorm has no bias.")
-        if self.pooling_type == "cls" and not self.use_cls_token:
-            raise ValueError("`pooling_type='cls'` contradicts `use_cls_token=False`.")
+        if self.pooling_type.startswith("cls") and not self.use_cls_token:
+            raise ValueError(f"`pooling_type={self.pooling_type!r}` contradicts `use_cls_token=False`.")
+        if self.pooling_type == "cls_register" and not self.num_register_tokens:
+            raise ValueError("`pooling_type='cls_register'` contradicts `num_register_tokens=0`.")
         if self.position_embedding_type == "sincos2d" and self.hidden_size % 4:
             raise ValueError(
                 f"`position_embedding_type='sincos2d'` needs a `hidden_size` that 4 divides, got {self.hidden_size}."
             )
-        if self.position_coordinates == "fractional" and self.position_embedding_type != "factorized":
+        if self.position_keeps_aspect_ratio and not (
+            self.position_embedding_type == "learned" or self.position_coordinates == "fractional"
+        ):
             raise ValueError(
-                "`position_coordinates='fractional'` contradicts "
-                f"`position_embedding_type={self.position_embedding_type!r}`: only factorized positions have a choice."
+                "`position_keeps_aspect_ratio=True` contradicts "
+                f"`position_embedding_type={self.position_embedding_type!r}`, whose positions are not resized."
             )
+        if self.qk_norm_per_head and (self.qk_norm_type or self.norm_type) != "rms_norm":
+            raise ValueError("`qk_norm_per_head=True` contradicts `qk_norm_type='layer_norm'`.")
+        self._check_meaning()
+
+    def _check_meaning(self):
+        """Raises a `ValueError` for a field that others leave without a meaning."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for setting, needed in _NEEDED.items():
+            for name, value in needed.items() if getattr(self, setting) != defaults[setting] else ():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"`{setting}={getattr(self, setting)!r}` contradicts `{name}={getattr(self, name)!r}`: it has a "
+                        f"meaning only for {name}={value!r}."
+                    )
         if self.layer_type == "mega_vit":
-            wanted = {"norm_type": "layer_norm", "norm_bias": True, "qk_norm": False, "layer_scale_init_value": None}
-            for name, value in wanted.items():
+            for name, value in _MEGA_VIT.items():
                 if getattr(self, name) != value:
                     raise ValueError(
                         f"`layer_type='mega_vit'` contradicts `{name}={getattr(self, name)!r}`: that block, which "
@@ -291,6 +374,11 @@ class MegaVitConfig(PreTrainedConfig):
     def num_prefix_tokens(self) -> int:
         """Number of tokens before the patches: the class token, if there is one, and the registers."""
         return int(self.use_cls_token) + self.num_register_tokens
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled vector."""
+        return self.hidden_size * (2 if self.pooling_type in ("cls_mean", "cls_register") else 1)
 
     @classmethod
     def from_preset(cls, name: str, **kwargs) -> "MegaVitConfig":

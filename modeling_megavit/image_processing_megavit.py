@@ -17,7 +17,7 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.utils import auto_docstring, is_torchvision_available, requires_backends
 
-from .image_processing_pil_megavit import MegaVitImageInputs
+from .image_processing_pil_megavit import MegaVitImageInputs, MegaVitImageProcessorKwargs
 
 
 @auto_docstring(
@@ -32,6 +32,7 @@ from .image_processing_pil_megavit import MegaVitImageInputs
     """
 )
 class MegaVitImageProcessor(MegaVitImageInputs, TorchvisionBackend):
+    valid_kwargs = MegaVitImageProcessorKwargs
     # Makes AutoImageProcessor fall back to the PIL class as it does for transformers' own processors
     is_dummy = not is_torchvision_available()
 

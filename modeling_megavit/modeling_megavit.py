@@ -192,6 +192,30 @@ def build_norm(config: MegaVitConfig, size: int) -> nn.Module:
     return nn.LayerNorm(size, eps=config.layer_norm_eps, bias=config.norm_bias)
 
 
+class MegaVitHeadRMSNorm(nn.Module):
+    """RMSNorm over the last dimension of (..., heads, head_dim) with a gain for each head."""
+
+    def __init__(self, config: MegaVitConfig):
+        super().__init__()
+        self.eps = config.qk_norm_eps or config.layer_norm_eps
+        self.weight = nn.Parameter(torch.empty(config.num_attention_heads, config.head_dim))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps) * self.weight
+
+
+def build_qk_norm(config: MegaVitConfig) -> nn.Module:
+    """Returns the norm of queries or keys."""
+    # CODEPATH: vit-pytorch's NaViT has a gain for each head; the megavit-* presets share one.
+    if config.qk_norm_per_head:
+        return MegaVitHeadRMSNorm(config)
+    norm_type, eps = config.qk_norm_type or config.norm_type, config.qk_norm_eps or config.layer_norm_eps
+    # CODEPATH: as in `build_norm`.
+    if norm_type == "rms_norm":
+        return nn.RMSNorm(config.head_dim, eps=eps)
+    return nn.LayerNorm(config.head_dim, eps=eps, bias=config.norm_bias)
+
+
 class MegaVitPatchEmbeddings(nn.Module):
     """Cuts images into patches and projects each patch to `hidden_size`."""
 
@@ -204,26 +228,49 @@ class MegaVitPatchEmbeddings(nn.Module):
         if config.patch_norm:
             self.pixel_norm = build_norm(config, patch_dim)
             self.norm = build_norm(config, config.hidden_size)
-        self.projection = MegaVitLinear(patch_dim, config.hidden_size)
+        self.projection = MegaVitLinear(patch_dim, config.hidden_size, bias=config.patch_bias)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         patches = cut_patches(pixel_values, self.patch_size) if pixel_values.ndim == 4 else pixel_values
         return self.norm(self.projection(self.pixel_norm(patches)))
 
 
-def cubic_taps(index: torch.Tensor, size: int | torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+def resizing_taps(
+    index: torch.Tensor, size: int | torch.Tensor, side: int, interpolation: str, antialias: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Returns which four entries of a line of `side` entries, and in which parts, make entry `index` of the line resized
-    to `size`, as `nn.functional.interpolate(mode="bicubic", align_corners=False)` has it: (n, 4) each.
+    Says how to resize a line of `side` entries to `size`, as `nn.functional.interpolate(align_corners=False)` does.
+
+    Args:
+        index (`torch.Tensor`): (n,) entries of the resized line.
+        size (`int` or `torch.Tensor`): Of the resized line, one for all or (n,).
+        side (`int`): Of the line.
+        interpolation (`str`): "bicubic" or "bilinear".
+        antialias (`bool`): As of `nn.functional.interpolate`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: (n, taps) which entries of the line make an entry of the resized one, and in
+        which parts. With antialiasing these are all entries in their order, as any number of them may count.
     """
-    # Where the size is unchanged, this is exactly `index`, and the parts are 0, 1, 0 and 0.
+    # Where the size is unchanged, this is exactly `index`, and the parts are ones and zeros.
     source = (index.float() + 0.5) * side / size - 0.5
-    floor = source.floor()
-    offsets = torch.arange(-1, 3, device=index.device)
-    distance = (source[:, None] - floor[:, None] - offsets).abs()
-    near = (1.25 * distance - 2.25) * distance**2 + 1  # Keys' kernel with a = -0.75
-    far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
-    return (floor.long()[:, None] + offsets).clamp(0, side - 1), torch.where(distance <= 1, near, far)
+    if antialias:
+        taps = torch.arange(side, device=index.device).expand(index.shape[0], -1)
+        stretch = (torch.ones_like(source) * size / side).clamp(max=1)[:, None]  # a wider kernel for a smaller line
+    else:
+        taps, stretch = source.floor().long()[:, None] + torch.arange(-1, 3, device=index.device), 1
+    distance = (source[:, None] - taps).abs() * stretch
+    # CODEPATH: "bicubic" in every preset, "bilinear" in SigLIP 2's checkpoints.
+    if interpolation == "bilinear":
+        parts = (1 - distance).clamp(min=0)
+    else:
+        a = -0.5 if antialias else -0.75  # of Keys' kernel; torch has two
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        parts = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+    if antialias:
+        return taps, parts / parts.sum(dim=1, keepdim=True)
+    return taps.clamp(0, side - 1), parts
 
 
 class MegaVitEmbeddings(nn.Module):
@@ -244,7 +291,8 @@ class MegaVitEmbeddings(nn.Module):
         # CODEPATH: "learned" in every preset, "factorized" in NaViT, "sincos2d" in SimpleViT's checkpoints.
         if config.position_embedding_type == "learned":
             # The class token's own position comes first, as in ViT.
-            num_positions = rows * columns + int(config.use_cls_token)
+            self.num_cls_positions = int(config.use_cls_token and config.use_cls_position)
+            num_positions = rows * columns + self.num_cls_positions
             self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, config.hidden_size))
         # CODEPATH: as above.
         elif config.position_embedding_type == "factorized":
@@ -252,17 +300,25 @@ class MegaVitEmbeddings(nn.Module):
             self.column_embeddings = nn.Parameter(torch.empty(columns, config.hidden_size))
         self.token_dropout_prob = config.token_dropout_prob
         self.dropout = nn.Dropout(config.embedding_dropout_prob)
+        # CODEPATH: CLIP's checkpoints and timm's vit_*_xp have a norm here; no preset has.
+        self.norm = build_norm(config, config.hidden_size) if config.use_embedding_norm else nn.Identity()
 
     def learned_positions(self, position_ids: torch.Tensor, grid) -> torch.Tensor:
         """Returns the learned grid, resized to the grid of each image."""
-        positions = self.position_embeddings[0, int(self.config.use_cls_token) :]
+        positions = self.position_embeddings[0, self.num_cls_positions :]
+        method = (self.config.position_interpolation, self.config.position_antialias)
         (y, y_part), (x, x_part) = (
-            cubic_taps(ids, size, side) for ids, size, side in zip(position_ids.T, grid, self.config.grid_size)
+            resizing_taps(ids, size, side, *method)
+            for ids, size, side in zip(position_ids.T, grid, self.config.grid_size)
         )
-        taps = (y[:, :, None] * self.config.grid_size[1] + x[:, None]).flatten(1)
-        parts = (y_part[:, :, None] * x_part[:, None]).flatten(1)
         # In float32, because a rounded weight shifts every patch of a row or column alike.
-        resized = nn.functional.embedding_bag(taps, positions.float(), per_sample_weights=parts, mode="sum")
+        parts = (y_part[:, :, None] * x_part[:, None]).flatten(1)
+        # CODEPATH: checkpoints of SigLIP 2, DINOv2 with registers and timm antialias; no preset does.
+        if self.config.position_antialias:
+            resized = parts @ positions.float()
+        else:
+            taps = (y[:, :, None] * self.config.grid_size[1] + x[:, None]).flatten(1)
+            resized = nn.functional.embedding_bag(taps, positions.float(), per_sample_weights=parts, mode="sum")
         return resized.to(positions.dtype)
 
     def factorized_positions(self, position_ids: torch.Tensor, grid) -> torch.Tensor:
@@ -302,13 +358,16 @@ class MegaVitEmbeddings(nn.Module):
         position_type = self.config.position_embedding_type
         # CODEPATH: images of the pre-training size, in every preset; resizing would give the same, but not for nothing.
         if position_type == "learned" and isinstance(grid, tuple) and grid == self.config.grid_size:
-            return self.position_embeddings[0, int(self.config.use_cls_token) :]
+            return self.position_embeddings[0, self.num_cls_positions :]
+        # CODEPATH: timm's naflexvit_base_patch16_par_gap and parfac_gap; no preset.
+        if self.config.position_keeps_aspect_ratio:
+            grid = [torch.maximum(*grid) if isinstance(grid[0], torch.Tensor) else max(grid)] * 2
         return 0.0 if position_type == "none" else getattr(self, f"{position_type}_positions")(position_ids, grid)
 
     def prefix_tokens(self) -> torch.Tensor | None:
         """Returns the tokens that stand before the patches of each image, (1, tokens, hidden_size)."""
         prefix = [token for token in (self.cls_token, self.register_tokens) if token is not None]
-        if self.cls_token is not None and self.position_embeddings is not None:
+        if self.position_embeddings is not None and self.num_cls_positions:
             prefix[0] = self.cls_token + self.position_embeddings[:, :1]
         return torch.cat(prefix, dim=1) if prefix else None
 
@@ -336,7 +395,7 @@ class MegaVitEmbeddings(nn.Module):
         embeddings = self.patch_embeddings(patches) + positions
         if (prefix := self.prefix_tokens()) is not None:
             embeddings = torch.cat([prefix.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
-        return self.dropout(embeddings)
+        return self.norm(self.dropout(embeddings))
 
     def embed_packed(
         self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor, packing: MegaVitPacking
@@ -366,7 +425,7 @@ class MegaVitEmbeddings(nn.Module):
             index = token_ids - cu_seq_lens[image_ids]
             source = torch.where(index < num_prefix, index, token_ids - image_ids * num_prefix)
             embeddings = torch.cat([prefix, embeddings], dim=1)[:, source]
-        return self.dropout(embeddings), segments
+        return self.norm(self.dropout(embeddings)), segments
 
 
 def eager_attention_forward(
@@ -549,7 +608,7 @@ class MegaVitSelfAttention(nn.Module):
         self.q_norm = self.k_norm = self.v_norm = nn.Identity()
         # CODEPATH: the megavit-* presets normalise queries and keys (ViT-22B), the vit-* presets nothing.
         if config.qk_norm:
-            self.q_norm, self.k_norm = build_norm(config, config.head_dim), build_norm(config, config.head_dim)
+            self.q_norm, self.k_norm = build_qk_norm(config), build_qk_norm(config)
         # CODEPATH: checkpoints of mega-vit 0.0.4 and zeta normalise keys and values.
         if config.layer_type == "mega_vit":
             self.k_norm, self.v_norm = build_norm(config, config.head_dim), build_norm(config, config.head_dim)
@@ -644,9 +703,15 @@ class MegaVitIntermediate(nn.Module):
         super().__init__()
         self.fc1 = MegaVitLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.activation_fn = ACT2FN[config.hidden_act]
+        self.gate_proj = None
+        # CODEPATH: DINOv2-giant's checkpoints; no preset has a gate.
+        if config.use_gated_mlp:
+            self.gate_proj = MegaVitLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.gate_proj is not None:
+            return self.dropout(self.activation_fn(self.gate_proj(hidden_states)) * self.fc1(hidden_states))
         if self.fuses_gelu(hidden_states):
             return self.dropout(self.fc1(hidden_states, with_gelu=True))
         return self.dropout(self.activation_fn(self.fc1(hidden_states)))
@@ -759,7 +824,8 @@ class MegaVitEncoder(nn.Module):
         # The rate grows linearly with depth, as in the paper on stochastic depth and in timm.
         rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
         self.layers = nn.ModuleList([MegaVitLayer(config, rate) for rate in rates])
-        self.norm = build_norm(config, config.hidden_size)
+        # CODEPATH: timm's models that pool by the mean have no norm here; every preset has.
+        self.norm = build_norm(config, config.hidden_size) if config.use_final_norm else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         for layer in self.layers:
@@ -780,14 +846,19 @@ class MegaVitPooler(nn.Module):
         # CODEPATH: checkpoints of mega-vit 0.0.4 and zeta take the mean over the class token too.
         if config.layer_type == "mega_vit":
             self.num_prefix_tokens = 0
+        # CODEPATH: the norm of the pooled vector is in timm's models that pool by the mean; no preset has it.
+        self.pooled_norm = build_norm(config, config.pooled_size) if config.use_pooler_norm else nn.Identity()
         # CODEPATH: "attention" in the megavit-* presets, "cls" in vit-*, "mean" in SimpleViT's checkpoints.
         if config.pooling_type == "attention":
             # big_vision's MAPHead; its attention follows the settings of the encoder's.
             self.probe = nn.Parameter(torch.empty(1, 1, config.hidden_size))
             self.attention = MegaVitAttention(config)
-            self.norm = build_norm(config, config.hidden_size)
-            self.intermediate = MegaVitIntermediate(config)
-            self.output = MegaVitOutput(config)
+            self.use_mlp = config.use_pooler_mlp
+            # CODEPATH: the megavit-* presets; vit-pytorch's NaViT has no MLP here.
+            if config.use_pooler_mlp:
+                self.norm = build_norm(config, config.hidden_size)
+                self.intermediate = MegaVitIntermediate(config)
+                self.output = MegaVitOutput(config)
 
     def forward(
         self,
@@ -795,32 +866,45 @@ class MegaVitPooler(nn.Module):
         segments: MegaVitSegments | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        if segments is not None:
-            return self.pool_packed(hidden_states, segments, **kwargs)
+        pool = self.pool_images if segments is None else self.pool_packed
+        return self.pooled_norm(pool(hidden_states, segments=segments, **kwargs))
+
+    def pool_images(self, hidden_states: torch.Tensor, segments: None = None, **kwargs) -> torch.Tensor:
+        """Pools images of one size, (batch, tokens, hidden_size) -> (batch, pooled_size)."""
         if self.pooling_type == "cls":
             return hidden_states[:, 0]
+        if self.pooling_type == "cls_register":
+            return hidden_states[:, :2].flatten(1)
         patches = hidden_states[:, self.num_prefix_tokens :]
         if self.pooling_type == "mean":
             return patches.mean(dim=1)
+        if self.pooling_type == "cls_mean":
+            return torch.cat([hidden_states[:, 0], patches.mean(dim=1)], dim=1)
         return self.attend(patches, self.probe.expand(patches.shape[0], -1, -1), **kwargs)
 
     def pool_packed(self, hidden_states: torch.Tensor, segments: MegaVitSegments, **kwargs) -> torch.Tensor:
-        """Pools each image of a packed sequence, (1, tokens, hidden_size) -> (images, hidden_size)."""
+        """Pools each image of a packed sequence, (1, tokens, hidden_size) -> (images, pooled_size)."""
+        first = segments["cu_seq_lens"][:-1]
         if self.pooling_type == "cls":
-            return hidden_states[0, segments["cu_seq_lens"][:-1]]
+            return hidden_states[0, first]
+        if self.pooling_type == "cls_register":
+            return torch.cat([hidden_states[0, first], hidden_states[0, first + 1]], dim=1)
+        cls = hidden_states[0, first] if self.pooling_type == "cls_mean" else None
         if self.num_prefix_tokens:
             patch_ids = segments["patch_ids"]
             hidden_states = hidden_states[:, patch_ids]
             segments = segments | {"image_ids": segments["image_ids"][patch_ids]}
-        if self.pooling_type == "mean":
-            counts = sum_by_image(hidden_states.new_ones(hidden_states.shape[1], 1), segments)
-            return (sum_by_image(hidden_states[0], segments) / counts).to(hidden_states.dtype)
-        return self.attend(hidden_states, self.probe, segments=segments, **kwargs)
+        if self.pooling_type == "attention":
+            return self.attend(hidden_states, self.probe, segments=segments, **kwargs)
+        counts = sum_by_image(hidden_states.new_ones(hidden_states.shape[1], 1), segments)
+        mean = (sum_by_image(hidden_states[0], segments) / counts).to(hidden_states.dtype)
+        return mean if cls is None else torch.cat([cls, mean], dim=1)
 
     def attend(self, patches: torch.Tensor, queries: torch.Tensor, **kwargs) -> torch.Tensor:
         """The MAP head, behind which there is one token per image."""
         x = self.attention(patches, queries=queries, **kwargs)
-        x = x + self.output(self.intermediate(self.norm(x)))
+        if self.use_mlp:
+            x = x + self.output(self.intermediate(self.norm(x)))
         return x[:, 0]
 
 
@@ -836,7 +920,7 @@ class MegaVitModelOutput(BaseModelOutputWithPooling):
         The normalised tokens of each image (class token, register tokens, patches row by row): (batch, tokens,
         hidden_size) for images of one size; (batch, most tokens, hidden_size), filled up with zeros, for padded input;
         (1, all tokens, hidden_size) for packed input and for a list.
-    pooler_output (`torch.FloatTensor` of shape `(images, hidden_size)`):
+    pooler_output (`torch.FloatTensor` of shape `(images, config.pooled_size)`):
         One vector for each image.
     cu_seq_lens (`torch.Tensor` of shape `(images + 1,)`, *optional*, returned unless the images have one size):
         Where the tokens of each image begin in a packed sequence, and where those of the last one end. `hidden_states`
@@ -1252,7 +1336,7 @@ class MegaVitForImageClassification(MegaVitPreTrainedModel):
     def __init__(self, config: MegaVitConfig):
         super().__init__(config)
         self.megavit = MegaVitModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(config.pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.loss_function = image_classification_loss
         # Initialize weights and apply final processing
         self.post_init()

@@ -1,0 +1,191 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""
+Converts the `.npz` checkpoints of big_vision and its predecessor vision_transformer (augreg) to MegaVit.
+
+    megavit convert big_vision B_16-i21k-300ep.npz OUT
+    python conversion_scripts/convert_big_vision_to_megavit.py webli_en_b16_224.npz OUT
+
+https://github.com/google-research/big_vision/blob/main/big_vision/models/vit.py is what is followed. Everything is read off
+the shapes, but for the size of images without learned positions: the setting `image_size` (default 224).
+
+What changes beyond names:
+- Dense kernels are transposed; those of attention, (size, heads, head_dim), flattened too.
+- Kernels of patches, (y, x, channels, size), become projections of patches, (size, y * x * channels).
+- Layers that were saved as one (`scan=True`) are taken apart.
+- GELU is JAX's, which approximates it by tanh. (timm takes the exact one for augreg; the difference is small.)
+
+What is left out: the text tower of SigLIP and its temperature and bias.
+There is no JAX in the dependencies, so nothing is compared; our tests compare with timm, which reads these files too.
+"""
+
+import math
+
+import torch
+
+from modeling_megavit import MegaVitConfig
+from modeling_megavit.conversion_scripts.conversion import Checkpoint, Row, Source, keep, main
+
+
+PREFIXES = ("params/img/", "params/", "opt/target/", "img/", "")
+
+
+def transpose(kernel: torch.Tensor) -> tuple[torch.Tensor]:
+    """(in, out) -> (out, in)."""
+    return (kernel.T,)
+
+
+def transpose_heads(kernel: torch.Tensor) -> tuple[torch.Tensor]:
+    """(in, heads, head_dim) -> (heads * head_dim, in)."""
+    return (kernel.flatten(1).T,)
+
+
+def transpose_output(kernel: torch.Tensor) -> tuple[torch.Tensor]:
+    """(heads, head_dim, out) -> (out, heads * head_dim)."""
+    return (kernel.flatten(0, 1).T,)
+
+
+def flatten(tensor: torch.Tensor) -> tuple[torch.Tensor]:
+    """(heads, head_dim) -> (heads * head_dim)."""
+    return (tensor.flatten(),)
+
+
+def project_patches(kernel: torch.Tensor) -> tuple[torch.Tensor]:
+    """(y, x, channels, size) or (y * x * channels, size) -> (size, y * x * channels)."""
+    return (kernel.flatten(0, -2).T,)
+
+
+def list_positions(positions: torch.Tensor) -> tuple[torch.Tensor]:
+    """(1, positions, size), or NaFlex's (rows, columns, size) -> (1, positions, size)."""
+    return (positions.reshape(1, -1, positions.shape[-1]),)
+
+
+def norm(source: str, target: str) -> list[tuple]:
+    return [(f"{source}/scale", f"{target}.weight", keep), (f"{source}/bias", f"{target}.bias", keep)]
+
+
+def dense(source: str, target: str) -> list[tuple]:
+    return [(f"{source}/kernel", f"{target}.weight", transpose), (f"{source}/bias", f"{target}.bias", keep)]
+
+
+def attention(source: str, target: str) -> list[tuple]:
+    """`MultiHeadDotProductAttention` of Flax."""
+    rows = [(f"{source}/out/kernel", f"{target}.output.o_proj.weight", transpose_output)]
+    rows.append((f"{source}/out/bias", f"{target}.output.o_proj.bias", keep))
+    for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
+        rows.append((f"{source}/{name}/kernel", f"{target}.attention.{short}_proj.weight", transpose_heads))
+        rows.append((f"{source}/{name}/bias", f"{target}.attention.{short}_proj.bias", flatten))
+    return rows
+
+
+def block(is_augreg: bool) -> list[tuple]:
+    """The key table of a block."""
+    norm2, mlp, own = ("LayerNorm_2", "MlpBlock_3", 1) if is_augreg else ("LayerNorm_1", "MlpBlock_0", 0)
+    return [
+        *norm("LayerNorm_0", "norm1"),
+        *attention(f"MultiHeadDotProductAttention_{own}", "attention"),
+        *norm(norm2, "norm2"),
+        *dense(f"{mlp}/Dense_0", "intermediate.fc1"),
+        *dense(f"{mlp}/Dense_1", "output.fc2"),
+    ]
+
+
+OUTER = [
+    ("embedding/kernel", "embeddings.patch_embeddings.projection.weight", project_patches),
+    ("embedding/bias", "embeddings.patch_embeddings.projection.bias", keep),
+    ("cls", "embeddings.cls_token", keep),
+    ("pos_embedding", "embeddings.position_embeddings", list_positions),
+    ("Transformer/posembed_input/pos_embedding", "embeddings.position_embeddings", keep),
+    *norm("Transformer/encoder_norm", "encoder.norm"),
+    ("MAPHead_0/probe", "pooler.probe", keep),
+    *attention("MAPHead_0/MultiHeadDotProductAttention_0", "pooler.attention"),
+    *norm("MAPHead_0/LayerNorm_0", "pooler.norm"),
+    *dense("MAPHead_0/MlpBlock_0/Dense_0", "pooler.intermediate.fc1"),
+    *dense("MAPHead_0/MlpBlock_0/Dense_1", "pooler.output.fc2"),
+    *dense("head", "classifier"),
+]
+
+
+def unstack(convert):
+    """Applies `convert` to each layer of a tensor (layers, ...)."""
+    return lambda stacked: tuple(convert(tensor)[0] for tensor in stacked)
+
+
+def key_table(prefix: str, is_augreg: bool, is_stacked: bool, num_layers: int) -> list[Row]:
+    """Returns the rows."""
+    rows = [Row(prefix + source, target, convert) for source, target, convert in OUTER]
+    for source, target, convert in block(is_augreg):
+        if is_stacked:
+            targets = [f"encoder.layers.{layer}.{target}" for layer in range(num_layers)]
+            rows.append(Row(f"{prefix}Transformer/encoderblock/{source}", targets, unstack(convert)))
+        else:
+            name = f"{prefix}Transformer/encoderblock_{{layer}}/{source}"
+            rows.append(Row(name, f"encoder.layers.{{layer}}.{target}", convert))
+    outside = prefix.removesuffix("img/")
+    return rows + [Row(f"{outside}txt/{{rest}}", ()), Row(f"{outside}t", ()), Row(f"{outside}b", ())]
+
+
+def describe(checkpoint: Checkpoint, image_size: int | None = None) -> Source:
+    """
+    Finds out what a checkpoint of big_vision becomes.
+
+    Args:
+        checkpoint (`Checkpoint`): An `.npz` file.
+        image_size (`int`, *optional*): In pixels, for a model with sincos2d positions; others tell it themselves.
+
+    Raises:
+        `ValueError`: if it isn't a ViT of big_vision.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in checkpoint.shapes.items()}
+    prefix = next((prefix for prefix in PREFIXES if f"{prefix}embedding/kernel" in shapes), None)
+    if prefix is None:
+        raise ValueError(
+            f"The checkpoint must have the embedding/kernel of a ViT of big_vision, got {checkpoint.name}."
+        )
+    shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    is_augreg = "Transformer/encoderblock_0/LayerNorm_2/scale" in shapes
+    is_stacked = "Transformer/encoderblock/LayerNorm_0/scale" in shapes
+    first = "Transformer/encoderblock" if is_stacked else "Transformer/encoderblock_0"
+    own = "MultiHeadDotProductAttention_1" if is_augreg else "MultiHeadDotProductAttention_0"
+    query = shapes.get(f"{first}/{own}/query/kernel", [0, 0, 0])[-3:]
+    mlp = shapes.get(f"{first}/{'MlpBlock_3' if is_augreg else 'MlpBlock_0'}/Dense_0/kernel", [0, 0])
+    if is_stacked:
+        num_layers = shapes["Transformer/encoderblock/LayerNorm_0/scale"][0]
+    else:
+        num_layers = sum(name.endswith("/LayerNorm_0/scale") and "encoderblock" in name for name in shapes)
+    *patch, hidden_size = shapes["embedding/kernel"]
+    if len(patch) == 1:  # NaFlex has a dense layer of RGB patches
+        patch = [math.isqrt(patch[0] // 3)] * 2 + [3]
+    positions = shapes.get("pos_embedding") or shapes.get("Transformer/posembed_input/pos_embedding")
+    use_cls_token = "cls" in shapes
+    fields = {"position_embedding_type": "learned" if positions else "sincos2d"}
+    if positions:
+        side = math.isqrt(math.prod(positions[:-1]) - int(is_augreg and use_cls_token))
+        image_size = side * patch[0]
+        if use_cls_token:
+            fields["use_cls_position"] = is_augreg
+    if "head/kernel" in shapes:
+        fields["num_labels"] = shapes["head/kernel"][1]
+    config = MegaVitConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=query[1],
+        head_dim=query[2],
+        intermediate_size=mlp[-1],
+        layer_type="sequential",
+        norm_type="layer_norm",
+        norm_bias=True,
+        qk_norm=False,
+        qkv_bias=True,
+        hidden_act="gelu_pytorch_tanh",
+        image_size=image_size or 224,
+        patch_size=patch[:2],
+        num_channels=patch[2],
+        pooling_type="attention" if "MAPHead_0/probe" in shapes else "cls" if use_cls_token else "mean",
+        use_cls_token=use_cls_token,
+        **fields,
+    )
+    return Source(config, key_table(prefix, is_augreg, is_stacked, num_layers), "head/kernel" in shapes)
+
+
+if __name__ == "__main__":
+    main(describe, __doc__)

@@ -1,0 +1,405 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""
+Converts timm's VisionTransformer and NaFlexVit to MegaVit.
+
+    megavit convert timm timm/vit_base_patch16_224.augreg_in21k OUT
+    megavit convert timm weights.pth OUT --set architecture=vit_base_patch16_224
+    python conversion_scripts/convert_timm_to_megavit.py FOLDER OUT
+
+timm builds the architecture that config.json names (for a file without one: the setting `architecture`), without its
+weights, and the configuration is read off the modules of that. So timm has to be installed.
+
+What changes beyond names:
+- Kernels of patch convolutions become projections of patches, (out, channels, y, x) -> (out, y * x * channels).
+- Fused projections are taken apart: q, k and v; the gate of a gated MLP; all four of a parallel block.
+- Where registers have positions, these are added to them.
+- NaFlexVit's grid of positions is flattened, (1, rows, columns, size) -> (1, positions, size).
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from modeling_megavit import MegaVitConfig
+from modeling_megavit.conversion_scripts.conversion import (
+    Checkpoint,
+    Row,
+    Source,
+    flatten_patches,
+    join,
+    main,
+    nearby_sizes,
+    split,
+    unflatten_patches,
+)
+
+
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
+POOLINGS = {"token": "cls", "avg": "mean", "map": "attention"}
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "random": 3}
+
+
+def split_latent(fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The keys and values of attention pooling."""
+    return split(fused, parts=2)
+
+
+def flatten_grid(positions: torch.Tensor) -> tuple[torch.Tensor]:
+    return (positions.flatten(1, 2),)
+
+
+def drop_batch(table: torch.Tensor) -> tuple[torch.Tensor]:
+    return (table[0],)
+
+
+def parallel_rows(config: MegaVitConfig) -> list[Row]:
+    """Returns the rows of `ParallelScalingBlock`, whose four projections are one."""
+    inner_size = config.num_attention_heads * config.head_dim
+    layer = "encoder.layers.{layer}"
+    fused = [f"{layer}.intermediate.fc1", *(f"{layer}.attention.attention.{name}_proj" for name in "qkv")]
+
+    def split_projection(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tensor.split([config.intermediate_size] + [inner_size] * 3)
+
+    return [
+        Row("blocks.{layer}.in_norm.{param}", f"{layer}.norm1.{{param}}"),
+        Row("blocks.{layer}.in_proj.weight", [f"{name}.weight" for name in fused], split_projection, join),
+        # Without biases of queries, keys and values, the MLP's stands alone.
+        Row("blocks.{layer}.in_proj.bias", [f"{name}.bias" for name in fused], split_projection, join)
+        if config.qkv_bias
+        else Row("blocks.{layer}.mlp_bias", f"{layer}.intermediate.fc1.bias"),
+        Row("blocks.{layer}.q_norm.{param}", f"{layer}.attention.attention.q_norm.{{param}}"),
+        Row("blocks.{layer}.k_norm.{param}", f"{layer}.attention.attention.k_norm.{{param}}"),
+        Row("blocks.{layer}.attn_out_proj.{param}", f"{layer}.attention.output.o_proj.{{param}}"),
+        Row("blocks.{layer}.mlp_out_proj.{param}", f"{layer}.output.fc2.{{param}}"),
+        Row("blocks.{layer}.ls.gamma", f"{layer}.layer_scale1.lambda1"),
+    ]
+
+
+def sequential_rows(config: MegaVitConfig) -> list[Row]:
+    """Returns the rows of `Block`."""
+    layer = "encoder.layers.{layer}"
+    if config.use_gated_mlp:
+        gated = (f"{layer}.intermediate.gate_proj.{{param}}", f"{layer}.intermediate.fc1.{{param}}")
+        fc1 = Row("blocks.{layer}.mlp.fc1.{param}", gated, split_latent, join)
+    else:
+        fc1 = Row("blocks.{layer}.mlp.fc1.{param}", f"{layer}.intermediate.fc1.{{param}}")
+    qkv = [f"{layer}.attention.attention.{name}_proj.{{param}}" for name in "qkv"]
+    return [
+        Row("blocks.{layer}.norm1.{param}", f"{layer}.norm1.{{param}}"),
+        Row("blocks.{layer}.norm2.{param}", f"{layer}.norm2.{{param}}"),
+        Row("blocks.{layer}.attn.qkv.{param}", qkv, split, join),
+        Row("blocks.{layer}.attn.q_norm.{param}", f"{layer}.attention.attention.q_norm.{{param}}"),
+        Row("blocks.{layer}.attn.k_norm.{param}", f"{layer}.attention.attention.k_norm.{{param}}"),
+        Row("blocks.{layer}.attn.proj.{param}", f"{layer}.attention.output.o_proj.{{param}}"),
+        fc1,
+        Row("blocks.{layer}.mlp.fc2.{param}", f"{layer}.output.fc2.{{param}}"),
+        Row("blocks.{layer}.ls1.gamma", f"{layer}.layer_scale1.lambda1"),
+        Row("blocks.{layer}.ls2.gamma", f"{layer}.layer_scale2.lambda1"),
+    ]
+
+
+OUTER_ROWS = [
+    Row("norm_pre.{param}", "embeddings.norm.{param}"),
+    Row("norm.{param}", "encoder.norm.{param}"),
+    Row("attn_pool.latent", "pooler.probe"),
+    Row("attn_pool.q.{param}", "pooler.attention.attention.q_proj.{param}"),
+    Row(
+        "attn_pool.kv.{param}",
+        ("pooler.attention.attention.k_proj.{param}", "pooler.attention.attention.v_proj.{param}"),
+        split_latent,
+        join,
+    ),
+    Row("attn_pool.proj.{param}", "pooler.attention.output.o_proj.{param}"),
+    Row("attn_pool.norm.{param}", "pooler.norm.{param}"),
+    Row("attn_pool.mlp.fc1.{param}", "pooler.intermediate.fc1.{param}"),
+    Row("attn_pool.mlp.fc2.{param}", "pooler.output.fc2.{param}"),
+    Row("fc_norm.{param}", "pooler.pooled_norm.{param}"),
+    Row("head.{param}", "classifier.{param}"),
+]
+
+
+def embedding_rows(config: MegaVitConfig, has_register_positions: bool) -> list[Row]:
+    """Returns the rows of VisionTransformer's embeddings."""
+    num_cls = int(config.use_cls_token)
+
+    def add_positions(registers: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = [num_cls, config.num_register_tokens, positions.shape[1] - num_cls - config.num_register_tokens]
+        cls, of_registers, patches = positions.split(sizes, dim=1)
+        return registers + of_registers, torch.cat([cls, patches], dim=1)
+
+    names, targets = ("reg_token", "pos_embed"), ("embeddings.register_tokens", "embeddings.position_embeddings")
+    return [
+        Row("cls_token", "embeddings.cls_token"),
+        *([Row(names, targets, add_positions)] if has_register_positions else map(Row, names, targets)),
+        Row(
+            "patch_embed.proj.weight",
+            "embeddings.patch_embeddings.projection.weight",
+            flatten_patches,
+            lambda weight: unflatten_patches(weight, config.patch_size),
+        ),
+        Row("patch_embed.proj.bias", "embeddings.patch_embeddings.projection.bias"),
+    ]
+
+
+def naflex_rows(config: MegaVitConfig, is_linear: bool, channels_last: bool) -> list[Row]:
+    """Returns the rows of NaFlexVit's embeddings."""
+
+    def reorder(weight: torch.Tensor) -> tuple[torch.Tensor]:
+        if is_linear and channels_last:
+            return (weight,)
+        return flatten_patches(weight.unflatten(1, (-1, *config.patch_size)) if is_linear else weight)
+
+    return [
+        Row("embeds.cls_token", "embeddings.cls_token"),
+        Row("embeds.reg_token", "embeddings.register_tokens"),
+        Row("embeds.pos_embed", "embeddings.position_embeddings", flatten_grid),
+        Row("embeds.pos_embed_y", "embeddings.row_embeddings", drop_batch),
+        Row("embeds.pos_embed_x", "embeddings.column_embeddings", drop_batch),
+        Row("embeds.proj.weight", "embeddings.patch_embeddings.projection.weight", reorder),
+        Row("embeds.proj.bias", "embeddings.patch_embeddings.projection.bias"),
+    ]
+
+
+def key_table(config: MegaVitConfig, embeddings: list[Row]) -> list[Row]:
+    """Returns all rows."""
+    blocks = parallel_rows(config) if config.layer_type == "parallel" else sequential_rows(config)
+    return [*embeddings, *blocks, *OUTER_ROWS]
+
+
+def require(model: nn.Module, **allowed):
+    """Raises a `ValueError` that names a setting of timm's for which MegaVit has nothing."""
+    for name, (value, wanted) in allowed.items():
+        if value not in wanted:
+            raise ValueError(
+                f"A {type(model).__name__} with `{name}={value!r}` can't be converted: expected {name} in {list(wanted)}."
+            )
+
+
+def norm_fields(norm: nn.Module) -> dict:
+    """Returns the fields that a norm stands for."""
+    norm_type = {"LayerNorm": "layer_norm", "RmsNorm": "rms_norm"}.get(type(norm).__name__)
+    return {
+        "norm_type": norm_type,
+        "norm_bias": getattr(norm, "bias", None) is not None,
+        "layer_norm_eps": norm.eps if norm_type else None,
+    }
+
+
+def block_fields(model: nn.Module) -> dict:
+    """Returns the fields that timm's first block stands for; all are alike."""
+    block = model.blocks[0]
+    require(model, block_fn=(type(block).__name__, ("Block", "ParallelScalingBlock")))
+    if type(block).__name__ == "ParallelScalingBlock":
+        require(model, fuse_out_proj=(block.out_proj is not None, (False,)))
+        attention, activation, hidden, is_gated = block, block.mlp_act, block.mlp_out_proj.in_features, False
+        norm, qkv, output, scale = block.in_norm, block.in_proj, block.attn_out_proj, block.ls
+        mlp_bias, dropout = block.mlp_out_proj.bias is not None, block.mlp_drop.p
+    else:
+        attention, activation, hidden = block.attn, block.mlp.act, block.mlp.fc2.in_features
+        norm, qkv, output, scale = block.norm1, attention.qkv, attention.proj, block.ls1
+        is_gated, mlp_bias = type(block.mlp).__name__ == "GluMlp", block.mlp.fc1.bias is not None
+        dropout = attention.proj_drop.p
+        require(
+            model,
+            attn_layer=(type(attention).__name__, ("Attention",)),
+            attn_gated=(getattr(attention, "gate", None) is not None, (False,)),
+            scale_attn_norm=(not isinstance(attention.norm, nn.Identity), (False,)),
+            mlp_layer=(type(block.mlp).__name__, ("Mlp", "GluMlp")),
+            gate_last=(getattr(block.mlp, "gate_last", False), (False,)),
+            scale_mlp_norm=(not isinstance(block.mlp.norm, nn.Identity), (False,)),
+        )
+    require(
+        model,
+        norm_layer=(type(norm).__name__, ("LayerNorm", "RmsNorm")),
+        act_layer=(type(activation).__name__, ACTIVATIONS),
+    )
+    return norm_fields(norm) | {
+        "layer_type": "parallel" if attention is block else "sequential",
+        "hidden_act": ACTIVATIONS[type(activation).__name__],
+        "use_gated_mlp": is_gated,
+        "intermediate_size": hidden,
+        "num_attention_heads": attention.num_heads,
+        "head_dim": attention.head_dim,
+        "qk_norm": not isinstance(attention.q_norm, nn.Identity),
+        "qkv_bias": qkv.bias is not None,
+        "attention_output_bias": output.bias is not None,
+        "mlp_bias": mlp_bias,
+        # Its initial value is gone; what is learned comes from the checkpoint.
+        "layer_scale_init_value": None if isinstance(scale, nn.Identity) else 1e-5,
+        "attention_probs_dropout_prob": attention.attn_drop.p,
+        "hidden_dropout_prob": dropout,
+    }
+
+
+def embedding_fields(model: nn.Module) -> tuple[dict, bool]:
+    """Returns the fields of the embeddings of a VisionTransformer, and whether its registers have positions."""
+    embed, positions = model.patch_embed, model.pos_embed
+    require(
+        model,
+        embed_layer=(type(embed).__name__, ("PatchEmbed",)),
+        embed_norm_layer=(type(embed.norm).__name__, ("Identity",)),
+    )
+    has_cls_position = positions is not None and model.has_class_token and not model.no_embed_class
+    fields = {
+        "image_size": list(embed.img_size),
+        "patch_size": list(embed.patch_size),
+        "patch_bias": embed.proj.bias is not None,
+        "position_embedding_type": "none" if positions is None else "learned",
+        "position_antialias": positions is not None,
+        "embedding_dropout_prob": model.pos_drop.p,
+    }
+    if positions is not None and model.has_class_token:
+        fields["use_cls_position"] = has_cls_position
+    return fields, positions is not None and model.num_reg_tokens > 0 and not model.no_embed_class
+
+
+def naflex_fields(model: nn.Module) -> dict:
+    """Returns the fields of the embeddings of a NaFlexVit."""
+    embeds = model.embeds
+    require(
+        model,
+        pos_embed=(embeds.pos_embed_type, ("learned", "factorized", "none")),
+        rope_type=(getattr(model, "rope", None) is not None, (False,)),
+        pos_embed_align_corners=(embeds.pos_embed_align_corners, (False,)),
+        pos_embed_use_grid_sample=(embeds.pos_embed_use_grid_sample, (False,)),
+        pos_embed_interp_mode=(embeds.pos_embed_interp_mode, ("bicubic", "bilinear")),
+        embed_norm_layer=(type(embeds.norm).__name__, ("Identity",)),
+        input_norm_layer=(embeds.norm_input is not None, (False,)),
+    )
+    fields = {
+        "image_size": [size * patch for size, patch in zip(embeds.pos_embed_grid_size, embeds.patch_size)],
+        "patch_size": list(embeds.patch_size),
+        "patch_bias": embeds.proj.bias is not None,
+        "position_embedding_type": embeds.pos_embed_type,
+        "embedding_dropout_prob": embeds.pos_drop.p,
+    }
+    if embeds.pos_embed_type == "learned":
+        fields["position_interpolation"] = embeds.pos_embed_interp_mode
+        fields["position_antialias"] = embeds.pos_embed_antialias
+        if embeds.has_class_token:
+            fields["use_cls_position"] = False
+    if embeds.pos_embed_type == "factorized":
+        fields["position_coordinates"] = "fractional"
+    if embeds.pos_embed_type != "none":
+        fields["position_keeps_aspect_ratio"] = embeds.pos_embed_ar_preserving
+    return fields
+
+
+def pooling_fields(model: nn.Module, num_prefix_tokens: int) -> dict:
+    """Returns the fields of what follows the last block."""
+    require(model, global_pool=(model.global_pool, POOLINGS))
+    if model.global_pool != "token" and num_prefix_tokens:
+        require(model, pool_include_prefix=(model.pool_include_prefix, (False,)))
+    if model.global_pool == "map":
+        block = model.blocks[0]
+        num_heads = getattr(block, "attn", block).num_heads
+        require(
+            model,
+            attn_pool_num_heads=(model.attn_pool.num_heads, (num_heads,)),
+            qk_norm=(type(model.attn_pool.q_norm) is type(getattr(block, "attn", block).q_norm), (True,)),
+        )
+    return {
+        "pooling_type": POOLINGS[model.global_pool],
+        "use_embedding_norm": not isinstance(model.norm_pre, nn.Identity),
+        "use_final_norm": not isinstance(model.norm, nn.Identity),
+        "use_pooler_norm": not isinstance(model.fc_norm, nn.Identity),
+    }
+
+
+def processor_arguments(config: dict) -> dict:
+    """Returns the arguments of MegaVit's image processor for timm's `pretrained_cfg`."""
+    if not config:
+        return {}
+    _, height, width = config["input_size"]
+    crop = config.get("crop_pct") or 0.875
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise ValueError(f"`crop_mode` in config.json must be 'center' or 'squash', got {mode!r}.")
+    resized = [math.floor(size / crop) for size in (height, width)]
+    is_ratio_kept = mode == "center" and height == width
+    return {
+        "size": {"shortest_edge": resized[0]} if is_ratio_kept else {"height": resized[0], "width": resized[1]},
+        "crop_size": {"height": height, "width": width},
+        "resample": INTERPOLATIONS[config.get("interpolation") or "bicubic"],
+        "image_mean": list(config["mean"]),
+        "image_std": list(config["std"]),
+    }
+
+
+def describe(checkpoint: Checkpoint, architecture: str | None = None) -> Source:
+    """
+    Finds out what a checkpoint of timm becomes.
+
+    Args:
+        checkpoint (`Checkpoint`): Read for its config.json.
+        architecture (`str`, *optional*): timm's name, if there is no config.json.
+
+    Raises:
+        `ValueError`: if it isn't one of the models named above, or has a setting that MegaVit lacks.
+    """
+    import timm
+
+    own = checkpoint.read_json("config.json")
+    if "architecture" not in own and architecture is None:
+        raise ValueError(
+            "There is no config.json with an `architecture` of timm: give it by `--set architecture=NAME`."
+        )
+    architecture = architecture or own["architecture"]
+    pretrained = own.get("pretrained_cfg", {})
+    head = checkpoint.shapes.get("head.weight")
+    arguments = own.get("model_args", {}) | {"num_classes": 0 if head is None else len(head)}
+    if "global_pool" in own:
+        arguments["global_pool"] = own["global_pool"]
+
+    def build(**others):
+        return timm.create_model(architecture, pretrained=False, **{**arguments, **others})
+
+    with torch.device("meta"):
+        model = build()
+    require(model, model_class=(type(model).__name__, ("VisionTransformer", "NaFlexVit")))
+    is_naflex = type(model).__name__ == "NaFlexVit"
+    outer = model.embeds if is_naflex else model
+    fields = block_fields(model) | pooling_fields(model, outer.num_prefix_tokens)
+    fields |= {
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": len(model.blocks),
+        "num_channels": outer.in_chans,
+        "use_cls_token": outer.has_class_token,
+        "num_register_tokens": outer.num_reg_tokens,
+    }
+    if is_naflex:
+        config = MegaVitConfig(**fields, **naflex_fields(model), num_labels=arguments["num_classes"] or 2)
+        embeddings = naflex_rows(config, outer.is_linear, outer.channels_last)
+    else:
+        embedding, has_register_positions = embedding_fields(model)
+        config = MegaVitConfig(**fields, **embedding, num_labels=arguments["num_classes"] or 2)
+        embeddings = embedding_rows(config, has_register_positions)
+    if names := pretrained.get("label_names"):
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+
+    def reference():
+        model = build(**({} if is_naflex else {"dynamic_img_size": True})).eval()
+        model.load_state_dict({name: checkpoint.read(name).float() for name in checkpoint.shapes})
+
+        def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+            if head is not None:
+                return {"logits": model(images)}
+            return {"last_hidden_state": model.forward_features(images), "pooler_output": model(images)}
+
+        return run
+
+    return Source(
+        config=config,
+        rows=key_table(config, embeddings),
+        has_classifier=head is not None,
+        processor=processor_arguments(pretrained),
+        reference=reference,
+        sizes=nearby_sizes(config.image_size, config.patch_size),
+    )
+
+
+if __name__ == "__main__":
+    main(describe, __doc__)

@@ -1,0 +1,346 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""
+Converts ViT, DeiT, DINOv2, DINOv2 with registers, SigLIP, SigLIP 2 (NaFlex), CLIP and I-JEPA of transformers to MegaVit.
+
+    megavit convert transformers google/vit-base-patch16-224 vit-base-patch16-224-megavit
+    python conversion_scripts/convert_transformers_to_megavit.py FOLDER OUT
+
+The names in the tables are those on disk and on the Hub, which transformers 5 keeps though its modules have others.
+
+What changes beyond names:
+- Kernels of patch convolutions become projections of patches, (out, channels, y, x) -> (out, y * x * channels).
+- DeiT's distillation token and its position add up to a register token; what its two classifiers compute of two tokens,
+  whose mean is the result, one classifier computes of both tokens side by side.
+- Fused projections are taken apart: of SigLIP's pooling head, and of the gated MLP of DINOv2-giant.
+
+What is left out: mask tokens, the tanh pooler of ViT's kind (no class of ours has one: features are `last_hidden_state`),
+CLIP's and SigLIP's text towers, projections and temperatures, and SigLIP's pooling head where the classifier takes the mean.
+CLIP normalises only the class token behind the last block, MegaVit all tokens: `pooler_output` is the same.
+"""
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+
+from modeling_megavit import MegaVitConfig
+from modeling_megavit.conversion_scripts.conversion import (
+    Checkpoint,
+    Row,
+    Source,
+    flatten_patches,
+    join,
+    main,
+    nearby_sizes,
+    split,
+)
+from modeling_megavit.image_processing_pil_megavit import cut_into_patches
+
+
+def split_distillation(token: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """DeiT's position of the distillation token goes into that token."""
+    return token + positions[:, 1:2], torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+
+
+def join_classifiers(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor]:
+    """The mean of two classifiers is one on both inputs side by side."""
+    return (torch.cat([first, second], dim=1) / 2 if first.ndim == 2 else (first + second) / 2,)
+
+
+def add_batch(tensor: torch.Tensor) -> tuple[torch.Tensor]:
+    """CLIP and SigLIP keep no batch dimension: (size,) -> (1, 1, size), (positions, size) -> (1, positions, size)."""
+    return (tensor.reshape(1, -1, tensor.shape[-1]),)
+
+
+# Embeddings and attention of ViT, DeiT, I-JEPA and DINOv2
+SHARED_ROWS = [
+    Row("embeddings.cls_token", "embeddings.cls_token"),
+    Row("embeddings.mask_token", ()),
+    Row(
+        "embeddings.patch_embeddings.projection.weight",
+        "embeddings.patch_embeddings.projection.weight",
+        flatten_patches,
+    ),
+    Row("embeddings.patch_embeddings.projection.bias", "embeddings.patch_embeddings.projection.bias"),
+    *(
+        Row(
+            f"encoder.layer.{{layer}}.attention.attention.{name}.{{param}}",
+            f"encoder.layers.{{layer}}.attention.attention.{target}.{{param}}",
+        )
+        for name, target in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
+    ),
+    Row(
+        "encoder.layer.{layer}.attention.output.dense.{param}",
+        "encoder.layers.{layer}.attention.output.o_proj.{param}",
+    ),
+    Row("layernorm.{param}", "encoder.norm.{param}"),
+    Row("pooler.dense.{param}", ()),
+]
+POSITIONS = [Row("embeddings.position_embeddings", "embeddings.position_embeddings")]
+VIT_ROWS = [
+    *SHARED_ROWS,
+    Row("encoder.layer.{layer}.layernorm_before.{param}", "encoder.layers.{layer}.norm1.{param}"),
+    Row("encoder.layer.{layer}.layernorm_after.{param}", "encoder.layers.{layer}.norm2.{param}"),
+    Row("encoder.layer.{layer}.intermediate.dense.{param}", "encoder.layers.{layer}.intermediate.fc1.{param}"),
+    Row("encoder.layer.{layer}.output.dense.{param}", "encoder.layers.{layer}.output.fc2.{param}"),
+]
+DEIT_ROWS = [
+    *VIT_ROWS,
+    Row(
+        ("embeddings.distillation_token", "embeddings.position_embeddings"),
+        ("embeddings.register_tokens", "embeddings.position_embeddings"),
+        split_distillation,
+    ),
+]
+DINOV2_ROWS = [
+    *SHARED_ROWS,
+    *POSITIONS,
+    Row("embeddings.register_tokens", "embeddings.register_tokens"),
+    Row("encoder.layer.{layer}.norm1.{param}", "encoder.layers.{layer}.norm1.{param}"),
+    Row("encoder.layer.{layer}.norm2.{param}", "encoder.layers.{layer}.norm2.{param}"),
+    Row("encoder.layer.{layer}.layer_scale1.lambda1", "encoder.layers.{layer}.layer_scale1.lambda1"),
+    Row("encoder.layer.{layer}.layer_scale2.lambda1", "encoder.layers.{layer}.layer_scale2.lambda1"),
+    Row("encoder.layer.{layer}.mlp.fc1.{param}", "encoder.layers.{layer}.intermediate.fc1.{param}"),
+    Row("encoder.layer.{layer}.mlp.fc2.{param}", "encoder.layers.{layer}.output.fc2.{param}"),
+    Row(
+        "encoder.layer.{layer}.mlp.weights_in.{param}",
+        (
+            "encoder.layers.{layer}.intermediate.gate_proj.{param}",
+            "encoder.layers.{layer}.intermediate.fc1.{param}",
+        ),
+        lambda tensor: split(tensor, parts=2),
+        join,
+    ),
+    Row("encoder.layer.{layer}.mlp.weights_out.{param}", "encoder.layers.{layer}.output.fc2.{param}"),
+]
+CLIP_ROWS = [
+    Row("embeddings.class_embedding", "embeddings.cls_token", add_batch),
+    Row("embeddings.position_embedding.weight", "embeddings.position_embeddings", add_batch),
+    Row("embeddings.position_ids", ()),
+    Row("embeddings.patch_embedding.weight", "embeddings.patch_embeddings.projection.weight", flatten_patches),
+    Row("embeddings.patch_embedding.bias", "embeddings.patch_embeddings.projection.bias"),
+    Row("pre_layrnorm.{param}", "embeddings.norm.{param}"),
+    *(
+        Row(
+            f"encoder.layers.{{layer}}.self_attn.{name}.{{param}}",
+            f"encoder.layers.{{layer}}.attention.attention.{name}.{{param}}",
+        )
+        for name in ("q_proj", "k_proj", "v_proj")
+    ),
+    Row(
+        "encoder.layers.{layer}.self_attn.out_proj.{param}",
+        "encoder.layers.{layer}.attention.output.o_proj.{param}",
+    ),
+    Row("encoder.layers.{layer}.layer_norm1.{param}", "encoder.layers.{layer}.norm1.{param}"),
+    Row("encoder.layers.{layer}.layer_norm2.{param}", "encoder.layers.{layer}.norm2.{param}"),
+    Row("encoder.layers.{layer}.mlp.fc1.{param}", "encoder.layers.{layer}.intermediate.fc1.{param}"),
+    Row("encoder.layers.{layer}.mlp.fc2.{param}", "encoder.layers.{layer}.output.fc2.{param}"),
+]
+FINAL_NORM = Row("post_layernorm.{param}", "encoder.norm.{param}")
+HEAD_ROWS = [
+    Row("head.probe", "pooler.probe"),
+    *(
+        Row(
+            f"head.attention.in_proj_{param}",
+            tuple(f"pooler.attention.attention.{name}.{param}" for name in ("q_proj", "k_proj", "v_proj")),
+            split,
+            join,
+        )
+        for param in ("weight", "bias")
+    ),
+    Row("head.attention.out_proj.{param}", "pooler.attention.output.o_proj.{param}"),
+    Row("head.layernorm.{param}", "pooler.norm.{param}"),
+    Row("head.mlp.fc1.{param}", "pooler.intermediate.fc1.{param}"),
+    Row("head.mlp.fc2.{param}", "pooler.output.fc2.{param}"),
+]
+# What stands outside the tower, by the names of the whole checkpoint
+OUTER_ROWS = [
+    Row("text_model.{rest}", ()),
+    Row("text_projection.{param}", ()),
+    Row("visual_projection.{param}", ()),
+    Row("logit_scale", ()),
+    Row("logit_bias", ()),
+    Row("classifier.{param}", "classifier.{param}"),
+    *(
+        Row((f"cls_classifier.{param}", f"distillation_classifier.{param}"), f"classifier.{param}", join_classifiers)
+        for param in ("weight", "bias")
+    ),
+]
+
+VIT_FIELDS = {
+    "layer_type": "sequential",
+    "norm_type": "layer_norm",
+    "norm_bias": True,
+    "qk_norm": False,
+    "attention_output_bias": True,
+    "mlp_bias": True,
+}
+# By model type: the names in front of the tower's, and the fields that its configuration doesn't have
+FAMILIES = {
+    "vit": ("vit.", {"pooling_type": "cls"}),
+    "deit": ("deit.", {"pooling_type": "cls", "num_register_tokens": 1}),
+    "ijepa": ("ijepa.", {"pooling_type": "mean"}),
+    "dinov2": ("dinov2.", {"pooling_type": "cls"}),
+    "dinov2_with_registers": ("dinov2_with_registers.", {"pooling_type": "cls", "position_antialias": True}),
+    "siglip_vision_model": ("vision_model.", {"pooling_type": "attention"}),
+    "siglip2_vision_model": (
+        "vision_model.",
+        {"pooling_type": "attention", "position_interpolation": "bilinear", "position_antialias": True},
+    ),
+    "clip_vision_model": ("vision_model.", {"pooling_type": "cls", "patch_bias": False, "use_embedding_norm": True}),
+}
+
+
+def megavit_config(config: PreTrainedConfig, whole: PreTrainedConfig, architecture: str) -> MegaVitConfig:
+    """Returns the configuration of the MegaVit that a tower becomes."""
+    fields = {**VIT_FIELDS, **FAMILIES[config.model_type][1]}
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size")
+    fields |= {name: getattr(config, name) for name in names} | {"num_channels": config.num_channels}
+    fields["qkv_bias"] = getattr(config, "qkv_bias", True)
+    fields["hidden_dropout_prob"] = getattr(config, "hidden_dropout_prob", 0.0)
+    fields["attention_probs_dropout_prob"] = getattr(
+        config, "attention_probs_dropout_prob", getattr(config, "attention_dropout", 0.0)
+    )
+    if config.model_type.startswith("dinov2"):
+        fields["layer_scale_init_value"] = config.layerscale_value
+        fields["drop_path_rate"] = config.drop_path_rate
+        fields["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
+        if config.use_swiglu_ffn:
+            gated = {"use_gated_mlp": True, "hidden_act": "silu"}
+            fields |= gated | {"intermediate_size": (fields["intermediate_size"] * 2 // 3 + 7) // 8 * 8}
+        fields["num_register_tokens"] = getattr(config, "num_register_tokens", 0)
+    else:
+        fields["intermediate_size"] = config.intermediate_size
+    if config.model_type == "siglip2_vision_model":
+        fields["image_size"] = round(config.num_patches**0.5) * config.patch_size
+    else:
+        fields["image_size"] = config.image_size
+    if "ForImageClassification" in architecture:
+        fields |= {"id2label": whole.id2label, "label2id": whole.label2id, "problem_type": whole.problem_type}
+        fields |= CLASSIFIER_FIELDS.get(architecture, {})
+    elif not getattr(config, "vision_use_head", True):
+        fields["pooling_type"] = "mean"
+    return MegaVitConfig(**fields)
+
+
+# What the classifiers read, where it isn't the tower's pooled output
+CLASSIFIER_FIELDS = {
+    "DeiTForImageClassificationWithTeacher": {"pooling_type": "cls_register"},
+    "Dinov2ForImageClassification": {"pooling_type": "cls_mean"},
+    "Dinov2WithRegistersForImageClassification": {"pooling_type": "cls_mean"},
+    "SiglipForImageClassification": {"pooling_type": "mean"},
+    "Siglip2ForImageClassification": {"pooling_type": "mean"},
+    "CLIPForImageClassification": {"pooling_type": "mean", "use_cls_token": True, "use_final_norm": False},
+}
+
+
+def key_table(config: MegaVitConfig, model_type: str, prefix: str) -> list[Row]:
+    """Returns the rows for a tower whose names start with `prefix`."""
+    if model_type in ("vit", "ijepa"):
+        rows = VIT_ROWS + POSITIONS
+    elif model_type == "deit":
+        rows = DEIT_ROWS
+    elif model_type.startswith("dinov2"):
+        rows = DINOV2_ROWS
+    else:
+        rows = [*CLIP_ROWS, FINAL_NORM if config.use_final_norm else Row(FINAL_NORM.sources, ())]
+        rows += HEAD_ROWS if config.pooling_type == "attention" else [Row("head.{rest}", ())]
+        if model_type == "siglip2_vision_model":
+            patches = "embeddings.patch_embedding.weight"
+            rows = [row for row in rows if patches not in row.sources]
+            rows.append(Row(patches, "embeddings.patch_embeddings.projection.weight"))
+    named = [Row([prefix + name for name in row.sources], row.targets, row.convert, row.revert) for row in rows]
+    return named + OUTER_ROWS
+
+
+def processor_arguments(checkpoint: Checkpoint) -> dict:
+    """Returns the arguments of MegaVit's image processor that do what the checkpoint's own does."""
+    if not any((checkpoint.folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return {}
+    own = AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil")
+    names = ["do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]
+    if getattr(own, "max_num_patches", None) is not None:
+        names += ["max_num_patches", "patch_size"]
+    else:
+        names += ["size"]
+    arguments = {name: getattr(own, name) for name in names}
+    if "size" in arguments:
+        arguments["do_center_crop"] = bool(getattr(own, "do_center_crop", False))
+        arguments["crop_size"] = own.crop_size if arguments["do_center_crop"] else None
+        arguments["size"] = dict(own.size)
+    # None means yes in those processors that convert whatever isn't RGB.
+    arguments["do_convert_rgb"] = getattr(own, "do_convert_rgb", None) is not False
+    return arguments
+
+
+def reference(checkpoint: Checkpoint, architecture: str, model_type: str, names: tuple[str, ...]):
+    """Returns what builds the checkpoint's own model, see `Source`."""
+
+    def build():
+        model = getattr(transformers, architecture).from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+        if "logits" not in names:
+            model = getattr(model, "vision_model", model)
+        interpolates = {} if model_type.startswith(("dinov2", "siglip2")) else {"interpolate_pos_encoding": True}
+
+        def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+            inputs = {"pixel_values": images}
+            if model_type.startswith("siglip2"):
+                patch = model.config.vision_config.patch_size if "logits" in names else model.config.patch_size
+                patches = torch.stack([cut_into_patches(image, (patch, patch)) for image in images])
+                grid = torch.tensor([[size // patch for size in images.shape[2:]]]).expand(len(images), -1)
+                inputs = {
+                    "pixel_values": patches,
+                    "spatial_shapes": grid,
+                    "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.int32),
+                }
+            outputs = model(**inputs, **interpolates)
+            return {name: outputs[name] for name in names}
+
+        return run
+
+    return build
+
+
+def describe(checkpoint: Checkpoint) -> Source:
+    """
+    Finds out what a checkpoint of transformers becomes.
+
+    Raises:
+        `ValueError`: if it isn't one of the models named above.
+    """
+    fields = checkpoint.read_json("config.json")
+    if fields.get("model_type") not in {name.removesuffix("_vision_model") for name in FAMILIES} | FAMILIES.keys():
+        raise ValueError(
+            f"The model type in config.json must be one of {', '.join(FAMILIES)}, got {fields.get('model_type')!r}."
+        )
+    whole = AutoConfig.for_model(**fields)
+    config = getattr(whole, "vision_config", whole)
+    architecture = (whole.architectures or [""])[0]
+    if not isinstance(getattr(transformers, architecture, None), type):
+        raise ValueError(f"`architectures` in config.json must name a model of transformers, got {architecture!r}.")
+    has_classifier = "ForImageClassification" in architecture
+    converted = megavit_config(config, whole, architecture)
+    model_type, prefix = config.model_type, FAMILIES[config.model_type][0]
+    prefix = prefix if any(name.startswith(prefix) for name in checkpoint.shapes) else ""
+    if has_classifier:
+        names = ("logits",)
+    elif model_type == "clip_vision_model":
+        names = ("pooler_output",)
+    elif model_type in ("vit", "deit", "ijepa") or not getattr(config, "vision_use_head", True):
+        names = ("last_hidden_state",)
+    else:
+        names = ("last_hidden_state", "pooler_output")
+    # Others than square ones are resized wrongly or not at all there.
+    is_square = converted.image_size[0] == converted.image_size[1]
+    sizes = nearby_sizes(converted.image_size, converted.patch_size)[: 3 if is_square else 1]
+    return Source(
+        config=converted,
+        rows=key_table(converted, model_type, prefix),
+        has_classifier=has_classifier,
+        processor=processor_arguments(checkpoint),
+        reference=reference(checkpoint, architecture, model_type, names),
+        sizes=sizes,
+    )
+
+
+if __name__ == "__main__":
+    main(describe, __doc__)
