@@ -13,6 +13,7 @@ file of the source, so that the peak memory is about that of one shard.
 
 import argparse
 import contextlib
+import inspect
 import json
 import re
 import shutil
@@ -28,10 +29,12 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 import modeling_megavit
@@ -110,14 +113,15 @@ class Step:
     convert: Callable
 
 
-def plan(rows: Sequence[Row], names: Sequence[str], expected: dict[str, torch.Tensor]) -> list[Step]:
+def plan(rows: Sequence[Row], names: Sequence[str], expected: dict[str, torch.Tensor] | None) -> list[Step]:
     """
     Applies a key table.
 
     Args:
         rows (`Sequence[Row]`): The table.
         names (`Sequence[str]`): All names of the checkpoint.
-        expected (`dict[str, torch.Tensor]`): All names of the model with tensors of their shapes.
+        expected (`dict[str, torch.Tensor]`, *optional*): All names of the model with tensors of their shapes; without them,
+            what is filled is not checked.
 
     Returns:
         `list[Step]`: in the order of the checkpoint.
@@ -142,7 +146,7 @@ def plan(rows: Sequence[Row], names: Sequence[str], expected: dict[str, torch.Te
         steps.append(Step(sources, tuple(target.format(**values) for target in row.targets), row.convert))
     filled = Counter(target for step in steps for target in step.targets)
     for row in rows:
-        if not row.sources:
+        if not row.sources and expected is not None:
             targets = [name for name in expected if compile_name(row.targets[0]).fullmatch(name) and not filled[name]]
             steps += [
                 Step((), (name,), lambda name=name, row=row: row.convert(expected[name].shape)) for name in targets
@@ -151,8 +155,8 @@ def plan(rows: Sequence[Row], names: Sequence[str], expected: dict[str, torch.Te
     problems = {
         "unknown in the checkpoint": strange,
         "missing in the checkpoint": incomplete,
-        "left empty in the model": [name for name in expected if not filled[name]],
-        "unknown in the model": [name for name in filled if name not in expected],
+        "left empty in the model": [name for name in expected or () if not filled[name]],
+        "unknown in the model": [name for name in filled if expected is not None and name not in expected],
         "filled twice in the model": [name for name, count in filled.items() if count > 1],
     }
     if any(problems.values()):
@@ -499,7 +503,11 @@ def convert_checkpoint(
     """
     with new_folder(out) as folder:
         opened = Checkpoint(checkpoint)
-        source = describe(opened, **(settings or {}))
+        try:
+            arguments = inspect.signature(describe).bind(opened, **(settings or {}))
+        except TypeError as error:
+            raise ValueError(f"The settings must be those of this source, got {settings}: {error}.") from error
+        source = describe(*arguments.args, **arguments.kwargs)
         expected = source.expected()
         steps = plan(source.rows, list(opened.shapes), expected)
         converted = run_on_meta(steps, opened.shapes, expected)
@@ -527,6 +535,54 @@ def convert_checkpoint(
     return figures
 
 
+def load_megavit(checkpoint: Checkpoint) -> tuple[MegaVitConfig, dict]:
+    """
+    Returns the configuration of a MegaVit classifier and the settings of its image processor.
+
+    Raises:
+        `ValueError`: if it is something else.
+    """
+    config = AutoConfig.from_pretrained(checkpoint.folder)
+    if config.model_type != MegaVitConfig.model_type or "classifier.weight" not in checkpoint.shapes:
+        raise ValueError(f"The model must be a MegaVitForImageClassification, got {checkpoint.name}.")
+    processor = modeling_megavit.MegaVitImageProcessorPil.from_pretrained(checkpoint.folder).to_dict()
+    names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+    names += ("do_normalize", "image_mean", "image_std", "do_convert_rgb")
+    return config, {name: processor[name] for name in names}
+
+
+def check_settings(config: MegaVitConfig, target: str, **needed):
+    """Raises a `ValueError` that names the first setting for which another architecture has nothing."""
+    for name, value in needed.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"This model can't become {target}: `{name}` must be {value!r} for it, got {getattr(config, name)!r}."
+            )
+
+
+def revert(
+    checkpoint: Checkpoint, rows: Sequence[Row], expected: dict[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """
+    Applies a key table backwards.
+
+    Args:
+        checkpoint (`Checkpoint`): A MegaVit.
+        rows (`Sequence[Row]`): The table; its rows without a way back are passed over.
+        expected (`dict[str, torch.Tensor]`, *optional*): All names of the other model with tensors of their shapes.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the other model's tensors.
+    """
+    back = [row.reversed() for row in rows if row.revert is not None and row.sources and row.targets]
+    full_names = {name.removeprefix("megavit."): name for name in checkpoint.shapes}
+    tensors = {}
+    for step in plan(back, list(full_names), expected):
+        outputs = step.convert(*(checkpoint.read(full_names[name]) for name in step.sources))
+        tensors.update((name, tensor.contiguous()) for name, tensor in zip(step.targets, outputs))
+    return tensors
+
+
 def add_prefix(name: str) -> str:
     """Returns the name in the classifier of a name in the table."""
     return name if name.startswith("classifier.") else f"megavit.{name}"
@@ -545,6 +601,27 @@ def parse_settings(settings: Sequence[str]) -> dict:
     return parsed
 
 
+def print_figures(figures: Sequence[tuple[str, str, float]] | None):
+    """Prints what `compare` found as a table."""
+    if figures is None:
+        print("Not compared with the other model.")
+        return
+    table = Table("images", "output", "largest difference, relative")
+    for size, output, difference in figures:
+        table.add_row(size, output, f"{difference:.1e}")
+    Console().print(table)
+
+
+def export_main(export: Callable, documentation: str):
+    """The command line of a script that leads away from MegaVit."""
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or id on the Hub of a MegaVit classifier")
+    parser.add_argument("out", help="folder to make")
+    parser.add_argument("--no-verify", action="store_true", help="don't compare the two models")
+    args = parser.parse_args()
+    print_figures(export(args.model, args.out, verify=not args.no_verify))
+
+
 def main(describe: Callable[..., Source], documentation: str):
     """The command line of a converter that is run as a script."""
     parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -558,5 +635,4 @@ def main(describe: Callable[..., Source], documentation: str):
     args = parser.parse_args()
     settings = parse_settings(args.set)
     figures = convert_checkpoint(describe, args.checkpoint, args.out, settings, not args.no_verify, args.push)
-    for size, output, difference in figures or ():
-        print(f"{size:>12} {output:<20} {difference:.1e}")
+    print_figures(figures)

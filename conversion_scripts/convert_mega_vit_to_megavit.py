@@ -74,7 +74,7 @@ def describe(checkpoint: Checkpoint, **settings) -> Source:
         known = {"pos_embed_height": "zeta's or vit-pytorch's NaViT", "patch_to_embedding.0.weight": "zeta's ViT"}
         got = next((what for name, what in known.items() if name in shapes), checkpoint.name)
         raise ValueError(f"The checkpoint must be a MegaVit of mega-vit or zeta (see `--help` for others), got {got}.")
-    arguments = Arguments(checkpoint.read_json("config.json") | settings)
+    arguments = Arguments(checkpoint, settings)
     hidden_size, patch_dim = shapes["to_patch_embedding.2.weight"].shape
     image_size, patch_size, channels = arguments.sizes(patch_dim, shapes["pos_embedding"].shape[1] - 1)
     head_dim = len(shapes["transformer.layers.0.0.norm_k.weight"])

@@ -20,6 +20,7 @@ import math
 
 import torch
 from torch import nn
+from transformers import TimmWrapperConfig
 
 from modeling_megavit import MegaVitConfig
 from modeling_megavit.conversion_scripts.conversion import (
@@ -376,9 +377,11 @@ def describe(checkpoint: Checkpoint, architecture: str | None = None) -> Source:
         embedding, has_register_positions = embedding_fields(model)
         config = MegaVitConfig(**fields, **embedding, num_labels=arguments["num_classes"] or 2)
         embeddings = embedding_rows(config, has_register_positions)
-    if names := pretrained.get("label_names"):
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: index for index, name in enumerate(names)}
+    if own and head is not None:
+        labels = TimmWrapperConfig.from_dict(
+            own
+        ).id2label  # where there are none, the classes of ImageNet by their number
+        config.id2label, config.label2id = labels, {name: index for index, name in labels.items()}
 
     def reference():
         model = build(**({} if is_naflex else {"dynamic_img_size": True})).eval()

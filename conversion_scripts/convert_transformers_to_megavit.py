@@ -32,6 +32,7 @@ from modeling_megavit.conversion_scripts.conversion import (
     main,
     nearby_sizes,
     split,
+    unflatten_patches,
 )
 from modeling_megavit.image_processing_pil_megavit import cut_into_patches
 
@@ -55,11 +56,6 @@ def add_batch(tensor: torch.Tensor) -> tuple[torch.Tensor]:
 SHARED_ROWS = [
     Row("embeddings.cls_token", "embeddings.cls_token"),
     Row("embeddings.mask_token", ()),
-    Row(
-        "embeddings.patch_embeddings.projection.weight",
-        "embeddings.patch_embeddings.projection.weight",
-        flatten_patches,
-    ),
     Row("embeddings.patch_embeddings.projection.bias", "embeddings.patch_embeddings.projection.bias"),
     *(
         Row(
@@ -235,19 +231,20 @@ CLASSIFIER_FIELDS = {
 
 def key_table(config: MegaVitConfig, model_type: str, prefix: str) -> list[Row]:
     """Returns the rows for a tower whose names start with `prefix`."""
+    kernel = "embeddings.patch_embeddings.projection.weight"
+    patches = Row(kernel, kernel, flatten_patches, lambda weight: unflatten_patches(weight, config.patch_size))
     if model_type in ("vit", "ijepa"):
-        rows = VIT_ROWS + POSITIONS
+        rows = [patches, *VIT_ROWS, *POSITIONS]
     elif model_type == "deit":
-        rows = DEIT_ROWS
+        rows = [patches, *DEIT_ROWS]
     elif model_type.startswith("dinov2"):
-        rows = DINOV2_ROWS
+        rows = [patches, *DINOV2_ROWS]
     else:
         rows = [*CLIP_ROWS, FINAL_NORM if config.use_final_norm else Row(FINAL_NORM.sources, ())]
         rows += HEAD_ROWS if config.pooling_type == "attention" else [Row("head.{rest}", ())]
         if model_type == "siglip2_vision_model":
-            patches = "embeddings.patch_embedding.weight"
-            rows = [row for row in rows if patches not in row.sources]
-            rows.append(Row(patches, "embeddings.patch_embeddings.projection.weight"))
+            rows = [row for row in rows if kernel not in row.targets]
+            rows.append(Row("embeddings.patch_embedding.weight", kernel))
     named = [Row([prefix + name for name in row.sources], row.targets, row.convert, row.revert) for row in rows]
     return named + OUTER_ROWS
 
@@ -256,27 +253,27 @@ def processor_arguments(checkpoint: Checkpoint) -> dict:
     """Returns the arguments of MegaVit's image processor that do what the checkpoint's own does."""
     if not any((checkpoint.folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         return {}
-    own = AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil")
+    own = AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil").to_dict()
     names = ["do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]
-    if getattr(own, "max_num_patches", None) is not None:
+    # None means yes in those processors that convert whatever isn't RGB.
+    arguments = {"do_convert_rgb": own.get("do_convert_rgb") is not False}
+    if own.get("max_num_patches") is not None:
         names += ["max_num_patches", "patch_size"]
     else:
         names += ["size"]
-    arguments = {name: getattr(own, name) for name in names}
-    if "size" in arguments:
-        arguments["do_center_crop"] = bool(getattr(own, "do_center_crop", False))
-        arguments["crop_size"] = own.crop_size if arguments["do_center_crop"] else None
-        arguments["size"] = dict(own.size)
-    # None means yes in those processors that convert whatever isn't RGB.
-    arguments["do_convert_rgb"] = getattr(own, "do_convert_rgb", None) is not False
-    return arguments
+        arguments["do_center_crop"] = bool(own.get("do_center_crop"))
+        arguments["crop_size"] = own["crop_size"] if arguments["do_center_crop"] else None
+    return arguments | {name: own[name] for name in names}
 
 
-def reference(checkpoint: Checkpoint, architecture: str, model_type: str, names: tuple[str, ...]):
+def reference(checkpoint: Checkpoint, config: PreTrainedConfig, architecture: str, names: tuple[str, ...]):
     """Returns what builds the checkpoint's own model, see `Source`."""
+    model_type = getattr(config, "vision_config", config).model_type
 
     def build():
-        model = getattr(transformers, architecture).from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+        tensors = {name: checkpoint.read(name) for name in checkpoint.shapes}
+        model_class = getattr(transformers, architecture)
+        model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32).eval()
         if "logits" not in names:
             model = getattr(model, "vision_model", model)
         interpolates = {} if model_type.startswith(("dinov2", "siglip2")) else {"interpolate_pos_encoding": True}
@@ -337,7 +334,7 @@ def describe(checkpoint: Checkpoint) -> Source:
         rows=key_table(converted, model_type, prefix),
         has_classifier=has_classifier,
         processor=processor_arguments(checkpoint),
-        reference=reference(checkpoint, architecture, model_type, names),
+        reference=reference(checkpoint, whole, architecture, names),
         sizes=sizes,
     )
 

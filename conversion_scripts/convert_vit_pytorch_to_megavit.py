@@ -124,6 +124,13 @@ def navit_rows(config: MegaVitConfig) -> list[Row]:
 class Arguments(dict):
     """Arguments of a model: those of config.json and the settings, else what the shapes tell."""
 
+    def __init__(self, checkpoint: Checkpoint, settings: dict):
+        super().__init__(checkpoint.read_json("config.json") | settings)
+        known = ("heads", "dim_head", "image_size", "patch_size", "channels", "pool")
+        known += ("dropout", "emb_dropout", "token_dropout_prob")
+        if unknown := settings.keys() - set(known):
+            raise ValueError(f"The settings must be among {', '.join(known)}, got {', '.join(sorted(unknown))}.")
+
     def find(self, name: str, *guesses):
         """Returns an argument, or the first guess that isn't None."""
         value = next((value for value in (self.get(name), *guesses) if value is not None), None)
@@ -264,7 +271,7 @@ def describe(checkpoint: Checkpoint, **settings) -> Source:
     Raises:
         `ValueError`: if it isn't one of the models named above, or if something isn't known.
     """
-    arguments = Arguments(checkpoint.read_json("config.json") | settings)
+    arguments = Arguments(checkpoint, settings)
     if "pos_embed_height" in checkpoint.shapes:
         config, table, class_name = navit_source(checkpoint, arguments)
         # Positions reach only as far as the tables.

@@ -2,7 +2,9 @@
 """The command `megavit`. Every subcommand is a thin call into the package, which it imports only when it runs."""
 
 import functools
+import importlib
 import json
+from enum import Enum
 from typing import Annotated
 
 import typer
@@ -16,6 +18,11 @@ from . import presets
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="ViT-22B and NaViT for Hugging Face Transformers.")
 console = Console()
 errors = Console(stderr=True)
+
+
+# What a missing module comes with
+_EXTRAS = dict.fromkeys(("kornia", "matplotlib", "sklearn"), "'megavit[train]'")
+_EXTRAS |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "'megavit[onnx]'") | {"timm": "timm"}
 
 
 def _say(error: Exception) -> None:
@@ -35,9 +42,10 @@ def _plain_errors(command):
             _say(error)
             raise typer.Exit(1) from error
         except ModuleNotFoundError as error:
-            if error.name not in ("kornia", "matplotlib", "sklearn"):
+            extra = _EXTRAS.get(error.name)
+            if extra is None:
                 raise
-            _say(ValueError(f"This command needs {error.name}, which comes with `pip install 'megavit[train]'`."))
+            _say(ValueError(f"This command needs {error.name}, which comes with `pip install {extra}`."))
             raise typer.Exit(1) from error
 
     return wrapper
@@ -140,6 +148,76 @@ def info(
     for name, size in facts.activations.items():
         table.add_row(f"activations to train on {batch} image{'s' * (batch > 1)}, {name}", _gibibytes(size))
     console.print(table)
+
+
+class Source(str, Enum):
+    """What `megavit convert` reads."""
+
+    transformers = "transformers"
+    timm = "timm"
+    big_vision = "big_vision"
+    vit_pytorch = "vit_pytorch"
+    mega_vit = "mega_vit"
+
+
+class Target(str, Enum):
+    """What `megavit export` writes."""
+
+    transformers = "transformers"
+    timm = "timm"
+    onnx = "onnx"
+
+
+def _converter(name: str):
+    return importlib.import_module(f"modeling_megavit.conversion_scripts.{name}")
+
+
+@app.command()
+@_plain_errors
+def convert(
+    source: Annotated[Source, typer.Argument(help="The library that the checkpoint is of.")],
+    checkpoint: Annotated[str, typer.Argument(help="A file, a folder or a Hub id.")],
+    out: Annotated[str, typer.Argument(help="The folder to make.")],
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="NAME=VALUE", help="What the checkpoint itself doesn't tell.")
+    ] = [],  # noqa: B006
+    verify: Annotated[bool, typer.Option(help="Whether to compare with the source's own model.")] = True,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Also upload to this repository on the Hub.")
+    ] = None,
+):
+    """
+    Converts a checkpoint of another library to MegaVit, and compares the two.
+
+    What a source covers, changes and takes as settings is in modeling_megavit/conversion_scripts/convert_SOURCE_to_megavit.py.
+    """
+    from transformers.utils import logging
+
+    from .conversion_scripts.conversion import convert_checkpoint, parse_settings, print_figures
+
+    logging.disable_progress_bar()
+    describe = _converter(f"convert_{source.value}_to_megavit").describe
+    print_figures(convert_checkpoint(describe, checkpoint, out, parse_settings(settings), verify, push))
+    console.print(f"Wrote {out}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+@_plain_errors
+def export(
+    target: Annotated[Target, typer.Argument(help="The library or format to write for.")],
+    model: Annotated[str, typer.Argument(help="The folder or Hub id of a MegaVit classifier.")],
+    out: Annotated[str, typer.Argument(help="The folder to make.")],
+    verify: Annotated[bool, typer.Option(help="Whether to compare the two models.")] = True,
+):
+    """Converts a MegaVit to what other tools read, where its architecture allows, and compares the two."""
+    from transformers.utils import logging
+
+    from .conversion_scripts.conversion import print_figures
+
+    logging.disable_progress_bar()
+    run = getattr(_converter(f"convert_megavit_to_{target.value}"), f"export_{target.value}")
+    print_figures(run(model, out, verify=verify))
+    console.print(f"Wrote {out}.", markup=False, soft_wrap=True)
 
 
 def _gibibytes(size: int) -> str:

@@ -1,0 +1,205 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Small checkpoints of every kind that the converters read, with noise in every parameter, as their libraries save them."""
+
+import numpy as np
+import timm
+import torch
+import transformers
+from mega_vit.main import MegaVit
+from timm.models import save_for_hf
+from transformers import (
+    CLIPConfig,
+    CLIPVisionConfig,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    IJepaConfig,
+    Siglip2Config,
+    Siglip2VisionConfig,
+    SiglipConfig,
+    SiglipVisionConfig,
+    ViTConfig,
+)
+from vit_pytorch import SimpleViT, ViT
+from vit_pytorch.na_vit import NaViT
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SIZES = {"image_size": 32, "patch_size": 8}
+VISION = {**SMALL, **SIZES}
+NAFLEX = {**SMALL, "patch_size": 8, "num_patches": 16}
+DINO = {**{name: SMALL[name] for name in SMALL if name != "intermediate_size"}, **SIZES, "mlp_ratio": 2}
+TEXT = {**SMALL, "num_hidden_layers": 1}
+LABELS = {"id2label": {index: f"class {index}" for index in range(7)}}
+
+TRANSFORMERS = {
+    "ViT": ("ViTForImageClassification", lambda: ViTConfig(**VISION, **LABELS)),
+    "ViT without biases of q, k, v": ("ViTForImageClassification", lambda: ViTConfig(**VISION, qkv_bias=False)),
+    "ViT, features": ("ViTModel", lambda: ViTConfig(**VISION)),
+    "DeiT": ("DeiTForImageClassification", lambda: DeiTConfig(**VISION)),
+    "DeiT, with teacher": ("DeiTForImageClassificationWithTeacher", lambda: DeiTConfig(**VISION)),
+    "DINOv2": ("Dinov2ForImageClassification", lambda: Dinov2Config(**DINO)),
+    "DINOv2, features": ("Dinov2Model", lambda: Dinov2Config(**DINO)),
+    "DINOv2, SwiGLU": ("Dinov2Model", lambda: Dinov2Config(**DINO, use_swiglu_ffn=True)),
+    "DINOv2 with registers": (
+        "Dinov2WithRegistersForImageClassification",
+        lambda: Dinov2WithRegistersConfig(**DINO, num_register_tokens=3),
+    ),
+    "DINOv2 with registers, SwiGLU": (
+        "Dinov2WithRegistersModel",
+        lambda: Dinov2WithRegistersConfig(**DINO, num_register_tokens=3, use_swiglu_ffn=True),
+    ),
+    "SigLIP tower": ("SiglipVisionModel", lambda: SiglipVisionConfig(**VISION)),
+    "SigLIP, both towers": ("SiglipModel", lambda: SiglipConfig(vision_config=VISION, text_config=TEXT)),
+    "SigLIP classifier": (
+        "SiglipForImageClassification",
+        lambda: SiglipConfig(vision_config=VISION, text_config=TEXT),
+    ),
+    "SigLIP 2 NaFlex tower": ("Siglip2VisionModel", lambda: Siglip2VisionConfig(**NAFLEX)),
+    "SigLIP 2 NaFlex classifier": (
+        "Siglip2ForImageClassification",
+        lambda: Siglip2Config(vision_config=NAFLEX, text_config=TEXT),
+    ),
+    "CLIP tower": ("CLIPVisionModel", lambda: CLIPVisionConfig(**VISION)),
+    "CLIP tower with projection": ("CLIPVisionModelWithProjection", lambda: CLIPVisionConfig(**VISION)),
+    "CLIP, both towers": ("CLIPModel", lambda: CLIPConfig(vision_config=VISION, text_config=TEXT)),
+    "CLIP classifier": ("CLIPForImageClassification", lambda: CLIPConfig(vision_config=VISION, text_config=TEXT)),
+    "I-JEPA": ("IJepaForImageClassification", lambda: IJepaConfig(**VISION)),
+    "I-JEPA, features": ("IJepaModel", lambda: IJepaConfig(**VISION)),
+}
+
+TIMM_SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "num_classes": 7}
+TIMM_SMALL = {**TIMM_SIZES, "img_size": 32}
+TIMM_NAFLEX = {**TIMM_SIZES, "pos_embed_grid_size": (4, 4)}
+TIMM = {
+    "plain": ("vit_base_patch16_224", TIMM_SMALL),
+    "not square": ("vit_base_patch16_224", {**TIMM_SMALL, "img_size": (32, 48)}),
+    "features": ("vit_base_patch16_224", {**TIMM_SMALL, "num_classes": 0}),
+    "mean of the patches": ("vit_base_patch16_224", {**TIMM_SMALL, "global_pool": "avg"}),
+    "registers with positions, layer scale": (
+        "vit_base_patch16_224",
+        {**TIMM_SMALL, "reg_tokens": 3, "init_values": 1e-3},
+    ),
+    "qk_norm, no_embed_class": ("vit_base_patch16_224", {**TIMM_SMALL, "qk_norm": True, "no_embed_class": True}),
+    "vit_small_patch14_reg4_dinov2": ("vit_small_patch14_reg4_dinov2", TIMM_SMALL),
+    "vit_giant_patch14_reg4_dinov2 (SwiGLU)": ("vit_giant_patch14_reg4_dinov2", TIMM_SMALL),
+    "deit3_base_patch16_224": ("deit3_base_patch16_224", TIMM_SMALL),
+    "vit_base_patch16_clip_224": ("vit_base_patch16_clip_224", TIMM_SMALL),
+    "vit_base_patch16_siglip_224 (map)": ("vit_base_patch16_siglip_224", TIMM_SMALL),
+    "vit_pwee_patch16_reg1_gap_256 (parallel)": ("vit_pwee_patch16_reg1_gap_256", TIMM_SMALL),
+    "vit_base_patch16_xp_224 (parallel)": ("vit_base_patch16_xp_224", TIMM_SMALL),
+    "parallel with biases of q, k, v": ("vit_base_patch16_xp_224", {**TIMM_SMALL, "qkv_bias": True}),
+    "naflexvit_base_patch16_gap": ("naflexvit_base_patch16_gap", TIMM_NAFLEX),
+    "naflexvit_base_patch16_siglip (map)": ("naflexvit_base_patch16_siglip", TIMM_NAFLEX),
+    "naflexvit_base_patch16_par_gap": ("naflexvit_base_patch16_par_gap", TIMM_NAFLEX),
+    "naflexvit_base_patch16_parfac_gap (factorized)": ("naflexvit_base_patch16_parfac_gap", TIMM_NAFLEX),
+    "naflexvit, factorized": ("naflexvit_base_patch16_gap", {**TIMM_NAFLEX, "pos_embed": "factorized"}),
+}
+
+LUCID = {**SIZES, "num_classes": 7, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "dim_head": 16}
+VIT_PYTORCH = {
+    "ViT": (lambda: ViT(**LUCID), {"heads": 4}),
+    "ViT, mean": (lambda: ViT(**LUCID, pool="mean"), {"heads": 4}),
+    "ViT, not square": (lambda: ViT(**{**LUCID, "image_size": (32, 48)}), {"heads": 4, "image_size": [32, 48]}),
+    "SimpleViT": (lambda: SimpleViT(**LUCID), {"heads": 4, "image_size": 32}),
+    "NaViT": (lambda: NaViT(**LUCID), {}),
+}
+MEGA_VIT = {
+    "MegaVit": (lambda: MegaVit(**LUCID), {"pool": "cls"}),
+    "MegaVit, mean": (lambda: MegaVit(**LUCID, pool="mean"), {"pool": "mean"}),
+}
+
+SOURCES = {
+    **{("transformers", name): value for name, value in TRANSFORMERS.items()},
+    **{("timm", name): value for name, value in TIMM.items()},
+    **{("vit_pytorch", name): value for name, value in VIT_PYTORCH.items()},
+    **{("mega_vit", name): value for name, value in MEGA_VIT.items()},
+}
+
+
+@torch.no_grad()
+def add_noise(model, seed=0):
+    """Leaves no parameter at a zero or one of its initialisation, which would hide a mix-up."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def save(source, name, folder):
+    """Saves a small model as its library does, and returns (model, checkpoint, settings)."""
+    torch.manual_seed(0)
+    first, second = SOURCES[source, name]
+    if source == "transformers":
+        model = add_noise(getattr(transformers, first)(second()))
+        model.save_pretrained(folder)
+        return model, folder, {}
+    if source == "timm":
+        model = add_noise(timm.create_model(first, **second))
+        save_for_hf(model, folder, safe_serialization=True)
+        return model, folder, {}
+    model = add_noise(first())
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "weights.pt")
+    return model, folder / "weights.pt", second
+
+
+class BigVision:
+    """
+    The arrays of an `.npz` of big_vision by their names, in `arrays`.
+
+    Args:
+        style: "augreg" (class token with a position), "tok", "gap", "map", "stacked" (SigLIP's two towers, layers as one).
+    """
+
+    def __init__(self, style, num_layers=2, size=32, heads=4, mlp=48, patch=8, grid=4, classes=7):
+        self.random, self.arrays = np.random.default_rng(0), {}
+        self.prefix = {"augreg": "", "stacked": "params/img/"}.get(style, "params/")
+        self.size, self.heads, self.mlp = size, heads, mlp
+        is_augreg = style == "augreg"
+        self.dense("embedding", patch, patch, 3, size)
+        if style in ("augreg", "tok"):
+            self.draw("cls", 1, 1, size)
+        name = "Transformer/posembed_input/pos_embedding" if is_augreg else "pos_embedding"
+        self.draw(name, 1, grid * grid + is_augreg, size)
+        if style == "stacked":
+            self.block("Transformer/encoderblock", (num_layers,))
+        for layer in range(0 if style == "stacked" else num_layers):
+            self.block(f"Transformer/encoderblock_{layer}", (), *((2, 3, 1) if is_augreg else (1, 0, 0)))
+        self.norm("Transformer/encoder_norm")
+        if style in ("map", "stacked"):
+            self.draw("MAPHead_0/probe", 1, 1, size)
+            self.attention("MAPHead_0/MultiHeadDotProductAttention_0")
+            self.norm("MAPHead_0/LayerNorm_0")
+            self.perceptron("MAPHead_0/MlpBlock_0")
+        if style == "stacked":
+            self.arrays |= {f"params/{name}": np.ones(3, np.float32) for name in ("txt/Embed_0/embedding", "t", "b")}
+        else:
+            self.dense("head", size, classes)
+
+    def draw(self, name, *shape, mean=0):
+        self.arrays[self.prefix + name] = (mean + 0.2 * self.random.standard_normal(shape)).astype(np.float32)
+
+    def norm(self, name, lead=()):
+        self.draw(f"{name}/scale", *lead, self.size, mean=1)
+        self.draw(f"{name}/bias", *lead, self.size)
+
+    def dense(self, name, *shape, lead=(), bias=None):
+        self.draw(f"{name}/kernel", *lead, *shape)
+        self.draw(f"{name}/bias", *lead, *(bias or shape[-1:]))
+
+    def attention(self, name, lead=()):
+        heads = (self.heads, self.size // self.heads)
+        for part in ("query", "key", "value"):
+            self.dense(f"{name}/{part}", self.size, *heads, lead=lead, bias=heads)
+        self.dense(f"{name}/out", *heads, self.size, lead=lead)
+
+    def perceptron(self, name, lead=()):
+        self.dense(f"{name}/Dense_0", self.size, self.mlp, lead=lead)
+        self.dense(f"{name}/Dense_1", self.mlp, self.size, lead=lead)
+
+    def block(self, name, lead, second=1, perceptron=0, attention=0):
+        self.norm(f"{name}/LayerNorm_0", lead)
+        self.attention(f"{name}/MultiHeadDotProductAttention_{attention}", lead)
+        self.norm(f"{name}/LayerNorm_{second}", lead)
+        self.perceptron(f"{name}/MlpBlock_{perceptron}", lead)

@@ -1,0 +1,383 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""
+Converted checkpoints compute what their own libraries do: outputs, hidden states, packed, and back byte by byte.
+
+`pytest tests -k conversion` runs all of it; `pytest tests/test_conversion.py -s` also prints the table of the README.
+"""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conversion_sources import (
+    LUCID,
+    SOURCES,
+    TIMM,
+    TIMM_SMALL,
+    VISION,
+    BigVision,
+    add_noise,
+    save,
+)
+from mega_vit.main import MegaVit
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_sample_images
+from timm.models import save_for_hf
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    CLIPImageProcessorPil,
+    Siglip2ImageProcessorPil,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+from vit_pytorch import ViT
+
+from modeling_megavit.conversion_scripts.conversion import TOLERANCE, Checkpoint, convert_checkpoint
+from modeling_megavit.conversion_scripts.convert_megavit_to_timm import export_timm
+from modeling_megavit.conversion_scripts.convert_megavit_to_transformers import export_transformers
+from modeling_megavit.image_processing_pil_megavit import cut_into_patches
+
+
+FIGURES = {}
+
+
+def convert(source, checkpoint, out, settings=None, **kwargs):
+    describe = importlib.import_module(f"modeling_megavit.conversion_scripts.convert_{source}_to_megavit").describe
+    return convert_checkpoint(describe, checkpoint, out, settings, **kwargs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    """Prints what was found, as Markdown."""
+    yield
+    print("\n\n| source | checkpoint | largest relative difference | sizes |\n| --- | --- | --- | --- |")
+    for (source, name), figures in FIGURES.items():
+        sizes = list(dict.fromkeys(size for size, _, _ in figures))
+        print(f"| {source} | {name} | {max(figure for _, _, figure in figures):.1e} | {', '.join(sizes)} |")
+
+
+def check(source, name, figures, num_sizes):
+    FIGURES[source, name] = figures
+    assert len({size for size, _, _ in figures}) >= num_sizes
+    assert all(figure <= TOLERANCE for _, _, figure in figures)
+
+
+@pytest.mark.parametrize("source, name", SOURCES)
+def test_every_checkpoint_gives_the_outputs_of_its_own_library(source, name, tmp_path):
+    _, checkpoint, settings = save(source, name, tmp_path / "source")
+    figures = convert(source, checkpoint, tmp_path / "out", settings)
+    check(source, name, figures, 3 if source in ("transformers", "timm") or name == "NaViT" else 1)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert model.config.model_type == "megavit"
+    assert f"{figures[0][2]:.1e}" in (tmp_path / "out" / "README.md").read_text()
+
+
+BASE = {
+    "transformers": lambda: ViTForImageClassification(ViTConfig()),
+    "timm": lambda: timm.create_model("vit_base_patch16_224"),
+    "vit_pytorch": lambda: ViT(**{**LUCID, **BASE_SIZES}),
+    "mega_vit": lambda: MegaVit(**{**LUCID, **BASE_SIZES}),
+}
+BASE_SIZES = {
+    "image_size": 224,
+    "patch_size": 16,
+    "dim": 768,
+    "depth": 12,
+    "heads": 12,
+    "dim_head": 64,
+    "mlp_dim": 3072,
+}
+
+
+@pytest.mark.parametrize("source", BASE)
+def test_a_model_of_full_size_gives_the_outputs_of_its_own_library(source, tmp_path):
+    torch.manual_seed(0)
+    model = BASE[source]().eval()
+    checkpoint, settings = tmp_path / "source", {"vit_pytorch": {"heads": 12}, "mega_vit": {"pool": "cls"}}
+    if source == "transformers":
+        model.save_pretrained(checkpoint)
+    elif source == "timm":
+        save_for_hf(model, checkpoint, safe_serialization=True)
+    else:
+        checkpoint = tmp_path / "weights.pt"
+        torch.save(model.state_dict(), checkpoint)
+    figures = convert(source, checkpoint, tmp_path / "out", settings.get(source))
+    check(source, "B/16 at 224", figures, 3 if source in ("transformers", "timm") else 1)
+
+
+@pytest.mark.parametrize("style", ["augreg", "tok", "gap", "map", "stacked"])
+def test_big_vision_gives_what_timm_makes_of_it(style, tmp_path):
+    np.savez(tmp_path / "weights.npz", **BigVision(style).arrays)
+    convert("big_vision", tmp_path / "weights.npz", tmp_path / "out")
+    pooling = {"augreg": "token", "tok": "token", "gap": "avg"}.get(style, "map")
+    peer = timm.create_model(
+        "vit_base_patch16_224",
+        **{**TIMM_SMALL, "num_classes": 0 if style == "stacked" else 7},
+        mlp_ratio=1.5,
+        act_layer="gelu_tanh",
+        global_pool=pooling,
+        class_token=pooling == "token",
+        no_embed_class=style == "tok",
+        fc_norm=False,
+    ).eval()
+    peer.load_pretrained(str(tmp_path / "weights.npz"))
+    images = torch.randn(2, 3, 32, 32)
+    auto = AutoModel if style == "stacked" else AutoModelForImageClassification
+    outputs = auto.from_pretrained(tmp_path / "out")(images)
+    expected = peer(images)
+    got = outputs["pooler_output" if style == "stacked" else "logits"]
+    difference = ((got - expected).abs().max() / expected.abs().max()).item()
+    check("big_vision (timm reads it too)", style, [("32 x 32", "logits", difference)], 1)
+
+
+def test_big_vision_in_bfloat16_and_naflex_is_read(tmp_path):
+    arrays = BigVision("gap").arrays
+    arrays["params/embedding/kernel"] = arrays["params/embedding/kernel"].reshape(-1, 32)
+    arrays["params/pos_embedding"] = arrays["params/pos_embedding"].reshape(4, 4, 32)
+    np.savez(tmp_path / "full.npz", **arrays)
+    halves = {name: torch.from_numpy(array).bfloat16().view(torch.uint16).numpy() for name, array in arrays.items()}
+    np.savez(tmp_path / "half.npz", **{name: array.view("V2") for name, array in halves.items()})
+    for name in ("full", "half"):
+        convert("big_vision", tmp_path / f"{name}.npz", tmp_path / name)
+    full, half = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "half"))
+    assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    for name, tensor in half.items():
+        assert torch.equal(tensor, full[name].bfloat16())
+
+
+# NaFlexVit has no way back, features have no classifier, and positions that were added to registers stay there.
+NO_WAY_BACK = ("features", "registers with positions, layer scale", *(name for name in TIMM if "naflex" in name))
+
+
+@pytest.mark.parametrize(
+    "source, name", [("transformers", "ViT"), *(("timm", name) for name in TIMM if name not in NO_WAY_BACK)]
+)
+def test_there_and_back_gives_equal_bytes(source, name, tmp_path):
+    _, checkpoint, _ = save(source, name, tmp_path / "source")
+    convert(source, checkpoint, tmp_path / "out", verify=False)
+    export = export_transformers if source == "transformers" else export_timm
+    figures = export(tmp_path / "out", tmp_path / "back")
+    assert all(figure <= TOLERANCE for _, _, figure in figures)
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("source", "back"))
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert torch.equal(tensor, after[key]) and tensor.dtype == after[key].dtype
+    if source == "timm":
+        again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
+        images = torch.randn(1, 3, *again.patch_embed.img_size)
+        own = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(again(images), own(images).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "source, name, export, setting",
+    [
+        ("transformers", "DINOv2", export_transformers, "layer_scale_init_value"),
+        ("transformers", "DINOv2", export_timm, "pooling_type"),
+        ("vit_pytorch", "NaViT", export_timm, "patch_norm"),
+        ("timm", "vit_pwee_patch16_reg1_gap_256 (parallel)", export_transformers, "layer_type"),
+        ("timm", "naflexvit, factorized", export_timm, "position_embedding_type"),
+    ],
+)
+def test_a_way_back_that_is_none_names_the_setting(source, name, export, setting, tmp_path):
+    _, checkpoint, settings = save(source, name, tmp_path / "source")
+    convert(source, checkpoint, tmp_path / "out", settings, verify=False)
+    with pytest.raises(ValueError, match=f"can't become .*`{setting}` must be"):
+        export(tmp_path / "out", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+# Inside and packed ----------------------------------------------------------------------------------------------------
+
+
+def hidden_states(model, source, images):
+    """Returns the tokens behind each block of the source's own model."""
+    found = []
+    if source == "transformers":
+        return list(model(images, output_hidden_states=True).hidden_states[1:])
+    if source == "timm":
+        hooks = [block.register_forward_hook(lambda *args: found.append(args[-1])) for block in model.blocks]
+        model(images)
+        assert len(hooks) == len(found)
+        return found
+    # Each block's output is what comes into the next one's first norm (mega-vit: the norm that all blocks share).
+    norms = [attention.norm for attention, _ in model.transformer.layers] + [model.transformer.norm]
+    for norm in norms[1:] if source == "vit_pytorch" else norms[-1:]:
+        norm.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    model(images)
+    return found if source == "vit_pytorch" else found[1:]
+
+
+@pytest.mark.parametrize(
+    "source, name", [("transformers", "ViT"), ("timm", "plain"), ("vit_pytorch", "ViT"), ("mega_vit", "MegaVit")]
+)
+@torch.no_grad()
+def test_the_tokens_behind_each_block_are_the_sources(source, name, tmp_path):
+    model, checkpoint, settings = save(source, name, tmp_path / "source")
+    convert(source, checkpoint, tmp_path / "out", settings, verify=False)
+    images = torch.randn(2, 3, 32, 32)
+    own = AutoModelForImageClassification.from_pretrained(tmp_path / "out")(images, output_hidden_states=True)
+    expected = hidden_states(model, source, images)
+    assert len(expected) == len(own.hidden_states) - 1 == 2
+    for got, wanted in zip(own.hidden_states[1:], expected):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+GRIDS = [(4, 4), (2, 5), (1, 1), (7, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("name", ["SigLIP 2 NaFlex tower", "SigLIP 2 NaFlex classifier", "ViT"])
+@torch.no_grad()
+def test_packed_images_give_what_the_own_library_gives_one_by_one(name, tmp_path):
+    model, checkpoint, _ = save("transformers", name, tmp_path / "source")
+    convert("transformers", checkpoint, tmp_path / "out", verify=False)
+    images = [torch.randn(3, 8 * rows, 8 * columns) for rows, columns in GRIDS]
+    output = "pooler_output" if name == "SigLIP 2 NaFlex tower" else "logits"
+    auto = AutoModel if output == "pooler_output" else AutoModelForImageClassification
+    patches = torch.cat([cut_into_patches(image, (8, 8)) for image in images])[None]
+    packed = auto.from_pretrained(tmp_path / "out")(patches, spatial_shapes=torch.tensor(GRIDS))[output]
+    for image, grid, got in zip(images, GRIDS, packed):
+        if name == "ViT":
+            wanted = model(image[None], interpolate_pos_encoding=True).logits[0]
+        else:
+            patches = cut_into_patches(image, (8, 8))[None]
+            mask = torch.ones(patches.shape[:2], dtype=torch.int32)
+            wanted = model(patches, pixel_attention_mask=mask, spatial_shapes=torch.tensor([grid]))[output][0]
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+# What travels along ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]),
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
+    ],
+    ids=["ViT", "CLIP", "SigLIP 2"],
+)
+def test_labels_and_preprocessing_of_transformers_travel_along(processor, tmp_path):
+    name = "SigLIP 2 NaFlex classifier" if "Siglip2" in type(processor).__name__ else "ViT"
+    model, checkpoint, _ = save("transformers", name, tmp_path / "source")
+    processor.save_pretrained(tmp_path / "source")
+    convert("transformers", checkpoint, tmp_path / "out", verify=False)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.id2label == model.config.id2label
+    own = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    photo = Image.fromarray(load_sample_images().images[0])
+    got, wanted = own(photo, return_tensors="pt"), processor(photo, return_tensors="pt")
+    assert got.keys() == wanted.keys()
+    if name == "ViT":
+        torch.testing.assert_close(got["pixel_values"], wanted["pixel_values"], rtol=0, atol=0.02)
+
+
+def test_labels_and_preprocessing_of_timm_travel_there_and_back(tmp_path):
+    model = add_noise(timm.create_model("vit_base_patch16_224", **TIMM_SMALL))
+    names = [f"class {index}" for index in range(7)]
+    data = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.8, "interpolation": "bilinear"}
+    save_for_hf(
+        model,
+        tmp_path / "source",
+        safe_serialization=True,
+        model_config={"label_names": names},
+        data_config=data,
+    )
+    convert("timm", tmp_path / "source", tmp_path / "out")
+    config = AutoModelForImageClassification.from_pretrained(tmp_path / "out").config
+    assert list(config.id2label.values()) == names
+    own = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    assert (own.size["shortest_edge"], own.crop_size["height"], own.resample) == (40, 32, 2)
+    assert (tuple(own.image_mean), tuple(own.image_std)) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    export_timm(tmp_path / "out", tmp_path / "back")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert back["label_names"] == names
+    back = back["pretrained_cfg"]
+    assert {
+        name: tuple(value) if isinstance(value, list) else value for name, value in back.items()
+    }.items() >= data.items()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_type_of_the_weights_stays(dtype, tmp_path):
+    model, checkpoint, _ = save("transformers", "ViT", tmp_path / "source")
+    model.to(dtype).save_pretrained(tmp_path / "source")
+    convert("transformers", checkpoint, tmp_path / "out")
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").dtype == dtype
+
+
+@pytest.mark.parametrize("form", ["safetensors in shards", "pickles in shards", "pickle", "compiled and distributed"])
+def test_every_form_on_disk_is_read(form, tmp_path):
+    model, checkpoint, _ = save("transformers", "ViT", tmp_path / "source")
+    convert("transformers", checkpoint, tmp_path / "whole")
+    if form == "safetensors in shards":
+        model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
+        (tmp_path / "source" / "model.safetensors").unlink(missing_ok=True)
+    else:
+        tensors = load_file(tmp_path / "source" / "model.safetensors")
+        (tmp_path / "source" / "model.safetensors").unlink()
+        prefix = "module._orig_mod." if form == "compiled and distributed" else ""
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+        if form == "pickles in shards":
+            names = list(tensors)
+            parts = {"pytorch_model-1.bin": names[:9], "pytorch_model-2.bin": names[9:]}
+            for file, part in parts.items():
+                torch.save({name: tensors[name] for name in part}, tmp_path / "source" / file)
+            index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+            (tmp_path / "source" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        else:
+            torch.save({"state_dict": tensors}, tmp_path / "source" / "pytorch_model.bin")
+    convert("transformers", checkpoint, tmp_path / "out", verify="compiled" not in form)
+    whole, out = Checkpoint(tmp_path / "whole"), Checkpoint(tmp_path / "out")
+    assert (len(out.files) > 1) == ("shards" in form)
+    assert whole.shapes.keys() == out.shapes.keys()
+    assert all(torch.equal(whole.read(name), out.read(name)) for name in whole.shapes)
+
+
+MEMORY = """
+import resource, sys
+from modeling_megavit.conversion_scripts.conversion import convert_checkpoint
+from modeling_megavit.conversion_scripts.convert_transformers_to_megavit import describe
+convert_checkpoint(describe, sys.argv[1], sys.argv[2], verify=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickles"])
+def test_the_peak_memory_is_that_of_one_shard(safe, tmp_path):
+    config = ViTConfig(**{**VISION, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 20})
+    ViTForImageClassification(config).save_pretrained(tmp_path / "source", max_shard_size="1GB")
+    files = sorted((tmp_path / "source").glob("*.safetensors"))
+    if not safe:
+        index = json.loads((tmp_path / "source" / "model.safetensors.index.json").read_text())
+        names = {name: file.replace("safetensors", "bin") for name, file in index["weight_map"].items()}
+        (tmp_path / "source" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+        for file in files:
+            torch.save(load_file(file), file.with_suffix(".bin"))
+            file.unlink()
+        (tmp_path / "source" / "model.safetensors.index.json").unlink()
+        files = sorted((tmp_path / "source").glob("*.bin"))
+    sizes = [file.stat().st_size for file in files]
+    assert sum(sizes) > 3e9
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, tmp_path / "source", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peak = int(run.stdout.split()[-1])
+    print(
+        f"\n{sum(sizes) / 1e9:.2f} GB in {len(sizes)} shards up to {max(sizes) / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB"
+    )
+    assert peak < 1.3 * max(sizes) + 1e9
+    assert len(Checkpoint(tmp_path / "out").files) > 1
