@@ -38,7 +38,6 @@ bench: .venv-dev/.installed  ## speed against transformers and timm
 	PYTHONPATH=tests/torchvision_cpu $(DEV) benchmarks/speed.py --output_dir outputs/bench
 
 bench-packing: .venv-dev/.installed  ## speed on images of many sizes, against vit-pytorch, timm and transformers
-	.venv-dev/bin/pip install --quiet --no-deps vit-pytorch==1.26.11 einops
 	PYTHONPATH=tests/torchvision_cpu $(DEV) benchmarks/packing.py --output_dir outputs/packing
 
 clean:

@@ -8,10 +8,14 @@ from setuptools import setup
 
 extras = {
     "train": ["kornia", "matplotlib", "scikit-learn", "tensorboard"],
+    "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "style": ["ruff==0.17.5", "transformers-mlinter==0.1.5"],
 }
 extras["dev"] = (
-    extras["train"] + extras["style"] + ["mega-vit==0.0.4", "parameterized", "pytest", "setuptools>=77", "timm"]
+    extras["train"]
+    + extras["onnx"]
+    + extras["style"]
+    + ["mega-vit==0.0.4", "parameterized", "pytest", "setuptools>=77", "timm", "vit-pytorch==1.26.11"]
 )
 
 setup(

@@ -2,7 +2,6 @@
 """Times packed MegaVit on images of many sizes against vit-pytorch, timm and transformers, and against the bare
 matrix products on the same tokens.
 
-    pip install --no-deps vit-pytorch==1.26.11 einops
     PYTHONPATH=tests/torchvision_cpu python benchmarks/packing.py --output_dir outputs/packing   # all cells
     PYTHONPATH=tests/torchvision_cpu python benchmarks/packing.py --output_dir outputs/packing \
         --dtype bf16 --mode inference --budget 2048 --rounds 9 --markdown packing.md

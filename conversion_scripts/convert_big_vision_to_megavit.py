@@ -23,7 +23,9 @@ import math
 import torch
 
 from modeling_megavit import MegaVitConfig
-from modeling_megavit.conversion_scripts.conversion import Checkpoint, Row, Source, keep, main
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint
+from modeling_megavit.conversion_scripts.conversion import Source, main
+from modeling_megavit.conversion_scripts.key_table import Row, keep
 
 
 PREFIXES = ("params/img/", "params/", "opt/target/", "img/", "")

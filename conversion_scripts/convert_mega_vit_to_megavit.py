@@ -17,8 +17,10 @@ zeta's other two have no forward pass that a conversion could equal:
 """
 
 from modeling_megavit import MegaVitConfig
-from modeling_megavit.conversion_scripts.conversion import Checkpoint, Row, Source, main
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint
+from modeling_megavit.conversion_scripts.conversion import Source, main
 from modeling_megavit.conversion_scripts.convert_vit_pytorch_to_megavit import Arguments, vit_rows
+from modeling_megavit.conversion_scripts.key_table import Row
 
 
 def key_table() -> list[Row]:

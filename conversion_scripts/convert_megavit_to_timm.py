@@ -15,15 +15,14 @@ from pathlib import Path
 import torch
 
 from modeling_megavit import MegaVitConfig, MegaVitForImageClassification
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint, new_folder
 from modeling_megavit.conversion_scripts.conversion import (
-    Checkpoint,
     Source,
     check_settings,
     compare,
     export_main,
     load_megavit,
     nearby_sizes,
-    new_folder,
     revert,
 )
 from modeling_megavit.conversion_scripts.convert_timm_to_megavit import (

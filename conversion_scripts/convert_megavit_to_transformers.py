@@ -17,15 +17,14 @@ from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from modeling_megavit import MegaVitForImageClassification
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint, new_folder
 from modeling_megavit.conversion_scripts.conversion import (
-    Checkpoint,
     Source,
     check_settings,
     compare,
     export_main,
     load_megavit,
     nearby_sizes,
-    new_folder,
     revert,
 )
 from modeling_megavit.conversion_scripts.convert_transformers_to_megavit import key_table

@@ -23,17 +23,9 @@ from torch import nn
 from transformers import TimmWrapperConfig
 
 from modeling_megavit import MegaVitConfig
-from modeling_megavit.conversion_scripts.conversion import (
-    Checkpoint,
-    Row,
-    Source,
-    flatten_patches,
-    join,
-    main,
-    nearby_sizes,
-    split,
-    unflatten_patches,
-)
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint
+from modeling_megavit.conversion_scripts.conversion import Source, main, nearby_sizes
+from modeling_megavit.conversion_scripts.key_table import Row, flatten_patches, join, split, unflatten_patches
 
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}

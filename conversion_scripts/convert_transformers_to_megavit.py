@@ -23,17 +23,9 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from modeling_megavit import MegaVitConfig
-from modeling_megavit.conversion_scripts.conversion import (
-    Checkpoint,
-    Row,
-    Source,
-    flatten_patches,
-    join,
-    main,
-    nearby_sizes,
-    split,
-    unflatten_patches,
-)
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint
+from modeling_megavit.conversion_scripts.conversion import Source, main, nearby_sizes
+from modeling_megavit.conversion_scripts.key_table import Row, flatten_patches, join, split, unflatten_patches
 from modeling_megavit.image_processing_pil_megavit import cut_into_patches
 
 

@@ -26,7 +26,9 @@ import torch
 from torch import nn
 
 from modeling_megavit import MegaVitConfig
-from modeling_megavit.conversion_scripts.conversion import Checkpoint, Row, Source, main, split
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint
+from modeling_megavit.conversion_scripts.conversion import Source, main
+from modeling_megavit.conversion_scripts.key_table import Row, split
 
 
 def add_batch(tensor: torch.Tensor) -> tuple[torch.Tensor]:

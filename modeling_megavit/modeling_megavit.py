@@ -385,8 +385,8 @@ class MegaVitEmbeddings(nn.Module):
         """Embeds images of one size, (batch, channels, height, width)."""
         rows, columns = (size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size))
         patches = cut_patches(pixel_values, self.config.patch_size)
-        index = torch.arange(rows * columns, device=patches.device)
-        positions = self.positions(torch.stack([index // columns, index % columns], dim=1), (rows, columns))
+        position_ids = torch.cartesian_prod(*(torch.arange(size, device=patches.device) for size in (rows, columns)))
+        positions = self.positions(position_ids, (rows, columns))
         if self.training and self.token_dropout_prob > 0:
             num_kept = max(1, round(rows * columns * (1 - self.token_dropout_prob)))
             kept = torch.rand(patches.shape[:2], device=patches.device).argsort(dim=1)[:, :num_kept]

@@ -41,7 +41,8 @@ from transformers import (
 )
 from vit_pytorch import ViT
 
-from modeling_megavit.conversion_scripts.conversion import TOLERANCE, Checkpoint, convert_checkpoint
+from modeling_megavit.conversion_scripts.checkpoint import Checkpoint
+from modeling_megavit.conversion_scripts.conversion import TOLERANCE, convert_checkpoint
 from modeling_megavit.conversion_scripts.convert_megavit_to_timm import export_timm
 from modeling_megavit.conversion_scripts.convert_megavit_to_transformers import export_transformers
 from modeling_megavit.image_processing_pil_megavit import cut_into_patches

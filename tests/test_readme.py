@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from modeling_megavit import MegaVitConfig, presets
+from modeling_megavit.cli import Source
 
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -21,6 +22,7 @@ def test_the_python_snippets_run(tmp_path, monkeypatch):
 
 def test_the_tables_list_every_preset_and_recipe():
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", README, flags=re.MULTILINE))
+    assert all(rows.pop(source.value) for source in Source)
     assert rows.keys() | {"megavit-test"} == {*presets.available("models"), *presets.available("recipes")}
     for name in set(presets.available("models")) - {"megavit-test"}:
         config = MegaVitConfig.from_preset(name)
