@@ -31,6 +31,7 @@ setup(
     packages=[
         "modeling_megavit",
         "modeling_megavit.training",
+        "modeling_megavit.hub",
         "modeling_megavit.configuration",
         "modeling_megavit.conversion_scripts",
     ],

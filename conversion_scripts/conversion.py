@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedModel
@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from modeling_megavit import MegaVitConfig, MegaVitForImageClassification, MegaVitImageProcessorPil, MegaVitModel
 from modeling_megavit.conversion_scripts.checkpoint import Checkpoint, new_folder, write_weights
 from modeling_megavit.conversion_scripts.key_table import Row, Step, plan, run_on_meta
+from modeling_megavit.hub.card import CardFacts, model_card, table
 
 
 TOLERANCE = 1e-5
@@ -96,26 +97,20 @@ def compare(model: PreTrainedModel, source: Source) -> list[tuple[str, str, floa
     return figures
 
 
-def model_card(
-    name: str, checkpoint: str, command: str, figures: Sequence[tuple[str, str, float]] | None
-) -> ModelCard:
-    """Returns the card of a converted model, with what the comparison found."""
+def card_facts(checkpoint: str, command: str, figures: Sequence[tuple[str, str, float]] | None) -> CardFacts:
+    """Returns what the card of a converted model says of its origin, and what the comparison found."""
     is_repository = not Path(checkpoint).expanduser().exists()
-    metadata = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["megavit", "vision"],
-        base_model=checkpoint if is_repository else None,
-    )
     origin = f"[{checkpoint}](https://huggingface.co/{checkpoint})" if is_repository else f"`{Path(checkpoint).name}`"
-    lines = ["| images | output | largest difference, relative |", "| --- | --- | --- |"]
-    lines += [f"| {size} | {output} | {difference:.1e} |" for size, output, difference in figures or ()]
-    parity = "\n".join(lines) if figures else "It was not compared with the source's own model."
-    text = (
-        f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\nA MegaVit, converted from {origin} with `{command}`.\n\n"
-        f"## Compared with the source's own model\n\nIn float32, on drawn images.\n\n{parity}\n"
+    comparison = "It was not compared with the source's own model."
+    if figures:
+        rows = [(size, output, f"{difference:.1e}") for size, output, difference in figures]
+        header = ("images", "output", "largest difference, relative")
+        comparison = f"In float32, on drawn images.\n\n{table(header, rows)}"
+    return CardFacts(
+        base_model=checkpoint if is_repository else None,
+        origin=f"It was converted by `{command}` from {origin}, whose licence and limits it shares.",
+        sections={"Compared with the source's own model": comparison},
     )
-    return ModelCard(text)
 
 
 def convert_checkpoint(
@@ -169,7 +164,10 @@ def convert_checkpoint(
         if verify and source.reference is not None:
             figures = compare(model_class.from_pretrained(folder, dtype=torch.float32), source)
         command = f"megavit convert {describe.__module__.rpartition('.')[2].split('_to_')[0].removeprefix('convert_')}"
-        model_card(Path(out).name, opened.name, command, figures).save(folder / "README.md")
+        facts = card_facts(opened.name, command, figures)
+        num_parameters = sum(tensor.numel() for tensor in converted.values())
+        card = model_card(Path(out).name, source.config, num_parameters, facts, source.has_classifier)
+        card.save(folder / "README.md")
     if push is not None:
         HfApi().create_repo(push, exist_ok=True)
         HfApi().upload_folder(repo_id=push, folder_path=out, commit_message=f"Convert {opened.name}")

@@ -15,6 +15,7 @@ from transformers.trainer_utils import enable_full_determinism, get_last_checkpo
 
 from .. import presets
 from ..configuration_megavit import MegaVitConfig
+from ..hub.card import CardFacts, model_card
 from ..image_processing_pil_megavit import MegaVitImageProcessorPil
 from ..modeling_megavit import MegaVitForImageClassification
 from ..packing import MegaVitPackingCollator, PackedDataset, SideLengths, TokenDropout
@@ -206,6 +207,36 @@ def _without_output_dir(given: dict) -> dict:
     return {name: value for name, value in given.items() if name != "output_dir"}
 
 
+def _card_facts(trainer: MegaVitTrainer, data: ImageData, metrics: dict, folder: Path) -> CardFacts:
+    """Returns what the model card says of the run, and saves its example images in `folder`."""
+    recipe, device = trainer.recipe, trainer.args.device
+    is_local = Path(recipe.dataset).expanduser().exists()
+    is_digits = recipe.dataset in ("digits", "digits_native")
+    # One's own images are nobody else's business.
+    examples = {} if is_local else report.save_examples(data, folder)
+    count = torch.get_num_threads()
+    name = f"{count} CPU core{'s' * (count > 1)}" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    hardware = f"{trainer.args.world_size} x {name}" if trainer.args.world_size > 1 else name
+    if "train_runtime" in metrics:
+        hardware += f" in {metrics['train_runtime'] / 60:.1f} minutes"
+    pictures = {"Loss, accuracy, learning rate and gradient norm": "curves.png"}
+    if (folder / "confusion_matrix.png").exists():
+        pictures["Confusion matrix"] = "confusion_matrix.png"
+    is_on_hub = recipe.model.count("/") == 1 and not Path(recipe.model).exists()
+    return CardFacts(
+        base_model=recipe.model if is_on_hub else None,
+        license=None if is_on_hub else "apache-2.0",
+        origin="*A draft by `megavit train`: check the licence, and say what the model is for.*",
+        dataset=Path(recipe.dataset).name if is_local else recipe.dataset,
+        dataset_on_hub=not is_local and not is_digits,
+        metrics={name: metrics[name] for name in ("eval_accuracy", "eval_loss")},
+        num_images=(len(data.train), len(data.evaluation)),
+        hardware=hardware,
+        pictures=pictures,
+        examples=examples,
+    )
+
+
 def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir: Path) -> None:
     """Evaluates the model and fills the output folder, each file whole or not at all and the results last."""
     metrics.pop("total_flos", None)  # Trainer counts a pixel as a token
@@ -227,19 +258,14 @@ def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir:
             prediction.label_ids, predicted, data.class_names, unfinished / "confusion_matrix.png"
         )
     model = trainer.accelerator.unwrap_model(trainer.model)
-    card = report.model_card(
-        output_dir.resolve().name,
-        model.config,
-        model.num_parameters(),
-        trainer.recipe,
-        (output_dir / RECIPE).read_text(encoding="utf-8"),
-        (len(data.train), len(data.evaluation)),
-        metrics,
-        has_matrix,
-    )
+    facts = _card_facts(trainer, data, metrics, unfinished)
+    facts.recipe = (output_dir / RECIPE).read_text(encoding="utf-8")
+    card = model_card(output_dir.resolve().name, model.config, model.num_parameters(), facts)
     card.save(unfinished / "README.md")
     trainer.state.save_to_json(str(unfinished / "trainer_state.json"))
     for file in unfinished.iterdir():
+        if file.is_dir():  # the examples; a folder can't be replaced
+            shutil.rmtree(output_dir / file.name, ignore_errors=True)
         os.replace(file, output_dir / file.name)
     (unfinished / RESULTS).write_text(json.dumps(metrics, indent=4, sort_keys=True), encoding="utf-8")
     os.replace(unfinished / RESULTS, output_dir / RESULTS)

@@ -49,6 +49,9 @@ class MegaVitTrainer(Trainer):
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
 
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: Trainer's own would say less than what `megavit train` writes in the end."""
+
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             model = self.model if model is None else model
