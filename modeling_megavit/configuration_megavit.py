@@ -16,6 +16,7 @@
 import difflib
 import importlib
 import json
+import math
 from dataclasses import fields
 from typing import Literal
 
@@ -26,6 +27,17 @@ from transformers.utils import auto_docstring
 
 
 _SIZES = ("image_size", "patch_size")
+# Far beyond any model. A configuration from a stranger is refused before it costs memory or time.
+_LARGEST = {
+    "hidden_size": 2**17,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**12,
+    "head_dim": 2**14,
+    "intermediate_size": 2**20,
+    "num_channels": 2**12,
+    "num_register_tokens": 2**16,
+}
+_MOST_PIXELS = 2**24
 _PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -271,6 +283,9 @@ class MegaVitConfig(PreTrainedConfig):
     def _take_foreign_names(self, kwargs: dict) -> dict:
         """Sets what `attribute_map` and `mlp_ratio` stand for, and returns the rest of `kwargs`."""
         defaults = {field.name: field.default for field in fields(self)}
+        labels = max(kwargs.get(name) or 0 for name in ("num_labels", "num_classes"))
+        if labels > _MOST_PIXELS:  # the base class would list their names first
+            raise ValueError(f"`num_labels` must be at most {_MOST_PIXELS}, got {labels}.")
         if (mlp_ratio := kwargs.pop("mlp_ratio", None)) is not None:
             hidden_size = next((kwargs[name] for name in ("dim", "embed_dim") if name in kwargs), self.hidden_size)
             kwargs["mlp_dim"] = int(hidden_size * mlp_ratio)
@@ -303,11 +318,16 @@ class MegaVitConfig(PreTrainedConfig):
             size = getattr(self, name)
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"`{name}` must be a positive number or (height, width), got {size}.")
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        if self.num_register_tokens < 0:
-            raise ValueError(f"`num_register_tokens` must not be negative, got {self.num_register_tokens}.")
+        for name, largest in _LARGEST.items():
+            size = getattr(self, name)
+            least = 0 if name == "num_register_tokens" else 1
+            if size is not None and not least <= size <= largest:
+                raise ValueError(f"`{name}` must be at least {least} and at most {largest}, got {size}.")
+        if math.prod(self.patch_size) > _MOST_PIXELS or math.prod(self.grid_size) > _MOST_PIXELS:
+            raise ValueError(
+                f"`image_size` must be at most {_MOST_PIXELS} patches, and `patch_size` as many pixels, got "
+                f"{self.image_size} and {self.patch_size}."
+            )
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")

@@ -36,6 +36,10 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import auto_docstring
 
 
+# Of one image on its way out, 0.8 GB of floats
+MOST_PIXELS = 2**26
+
+
 def open_image(source: str) -> Image.Image:
     """Opens a path, URL or base64 string; transformers' `load_image` would drop alpha and clip 16 bits."""
     try:
@@ -44,7 +48,7 @@ def open_image(source: str) -> Image.Image:
         elif not os.path.exists(source):
             source = BytesIO(base64.b64decode(source.split(",")[-1], validate=True))
         return Image.open(source)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, httpx.HTTPError, Image.DecompressionBombError) as error:
         shown = repr(source)[:200]
         raise ValueError(f"`images` must be readable as path, URL or base64 string, got {shown}: {error}") from error
 
@@ -133,6 +137,12 @@ def check_crop(crop: tuple[int, int], image_size: tuple[int, int]):
     """Refuses a crop (height, width) that does not fit: transformers would frame the image in black."""
     if crop[0] > image_size[0] or crop[1] > image_size[1]:
         raise ValueError(f"`crop_size` must fit in the resized image, got {crop} for {image_size}")
+
+
+def check_area(name: str, height: int, width: int):
+    """Refuses what a damaged or hostile setting, or a hair-thin image, would turn into gigabytes."""
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"`{name}` must come to at most {MOST_PIXELS} pixels an image, got {height} x {width}")
 
 
 def get_patch_grid(
@@ -274,6 +284,9 @@ class MegaVitImageInputs:
         expected = len(mean) if isinstance(mean, tuple) else 3 if do_convert_rgb else image.shape[0]
         if image.shape[0] != expected:
             raise ValueError(f"`images` must have {expected} channels, got {image.shape[0]}")
+        size = kwargs.get("size") if kwargs.get("do_resize") else None
+        if size and size.shortest_edge:
+            check_area("size", *get_size_with_aspect_ratio(image.shape[1:], size.shortest_edge, size.longest_edge))
         return image
 
     def center_crop(self, image, size, **kwargs):
@@ -290,7 +303,8 @@ class MegaVitImageInputs:
             if max_num_patches < 1 or not kwargs["patch_size"]:
                 got = f"{max_num_patches} and {kwargs['patch_size']}"
                 raise ValueError(f"`max_num_patches` must be positive and have a `patch_size` beside it, got {got}")
-            pair(kwargs["patch_size"])
+            height, width = pair(kwargs["patch_size"])
+            check_area("max_num_patches", max_num_patches * height, width)
             for name in ("size", "do_center_crop", "crop_size", "pad_size"):
                 if kwargs.get(name):
                     raise ValueError(
@@ -299,6 +313,9 @@ class MegaVitImageInputs:
             kwargs["size"] = SizeDict()  # each image gets its own
         elif kwargs["do_resize"] and not (size.shortest_edge or (size.height and size.width)):
             raise ValueError(f"`size` must have 'shortest_edge' or 'height' and 'width', got {dict(size)}")
+        for name in ("size", "crop_size", "pad_size"):
+            if kwargs[name] and kwargs[name].height:
+                check_area(name, kwargs[name].height, kwargs[name].width)
         super()._validate_preprocess_kwargs(**kwargs)
 
     def _preprocess_native(
