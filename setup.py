@@ -9,13 +9,18 @@ from setuptools import setup
 extras = {
     "train": ["kornia", "matplotlib", "scikit-learn", "tensorboard"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
+    "explain": ["captum", "matplotlib"],
+    "demo": ["gradio>=6"],
     "style": ["ruff==0.17.5", "transformers-mlinter==0.1.5"],
 }
 extras["dev"] = (
     extras["train"]
     + extras["onnx"]
+    + extras["explain"]
+    + extras["demo"]
     + extras["style"]
-    + ["mega-vit==0.0.4", "parameterized", "pytest", "setuptools>=77", "timm", "vit-pytorch==1.26.11"]
+    + ["mega-vit==0.0.4", "parameterized", "peft", "playwright", "pytest", "setuptools>=77", "timm", "torchao"]
+    + ["vit-pytorch==1.26.11"]
 )
 
 setup(

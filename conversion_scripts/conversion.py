@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedModel
@@ -169,8 +168,9 @@ def convert_checkpoint(
         card = model_card(Path(out).name, source.config, num_parameters, facts, source.has_classifier)
         card.save(folder / "README.md")
     if push is not None:
-        HfApi().create_repo(push, exist_ok=True)
-        HfApi().upload_folder(repo_id=push, folder_path=out, commit_message=f"Convert {opened.name}")
+        from ..hub.push import push as push_folder  # which imports this package
+
+        push_folder(out, push)
     return figures
 
 

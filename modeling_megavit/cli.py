@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ errors = Console(stderr=True)
 
 # What a missing module comes with
 _EXTRAS = dict.fromkeys(("kornia", "matplotlib", "sklearn"), "'megavit[train]'")
+_EXTRAS |= {"captum": "'megavit[explain]'", "gradio": "'megavit[demo]'"}
 _EXTRAS |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "'megavit[onnx]'") | {"timm": "timm"}
 
 
@@ -218,6 +220,77 @@ def export(
     run = getattr(_converter(f"convert_megavit_to_{target.value}"), f"export_{target.value}")
     print_figures(run(model, out, verify=verify))
     console.print(f"Wrote {out}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+@_plain_errors
+def push(
+    folder: Annotated[str, typer.Argument(help="The folder of a model.")],
+    repo: Annotated[str, typer.Argument(help="The Hub id, USER/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Add the code, for machines without this package.")
+    ] = False,
+    widget: Annotated[
+        bool,
+        typer.Option("--widget", help="Add model.onnx, and a static Space that runs it in the visitor's browser."),
+    ] = False,
+    as_vit: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Also push it as a ViT, which the Hub's own widget runs.")
+    ] = None,
+    space: Annotated[bool, typer.Option("--space", help="Add a Gradio Space, the app of `megavit demo`.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to push to.")] = None,
+):
+    """Pushes a model to the Hub in one commit: weights, processor, card and pictures."""
+    from .hub.push import push as run
+
+    console.print(run(folder, repo, private, with_code, widget, as_vit, space, revision), markup=False, soft_wrap=True)
+
+
+@app.command()
+@_plain_errors
+def explain(
+    model: Annotated[str, typer.Argument(help="The folder or Hub id of a trained classifier.")],
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file to write.")] = Path("explanation.png"),
+    method: Annotated[str, typer.Option(help="rollout, relevance, integrated_gradients or occlusion.")] = "relevance",
+    target: Annotated[
+        int | None, typer.Option(help="The class to explain, by its number; else the likeliest.")
+    ] = None,
+    native: Annotated[bool, typer.Option("--native", help="Keep the image's size and proportions.")] = False,
+):
+    """Draws which parts of an image speak for a class."""
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers.utils import logging
+
+    from .attribution import draw
+    from .attribution import explain as run
+    from .training.checkpoint import load_config
+
+    logging.disable_progress_bar()
+    config = load_config(model)
+    classifier = AutoModelForImageClassification.from_pretrained(model)
+    processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+    photo = Image.open(image)
+    draw(photo, run(classifier, processor, photo, method, target, native), config.id2label).save(out)
+    console.print(f"Wrote {out}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+@_plain_errors
+def demo(
+    model: Annotated[
+        str | None, typer.Argument(help="The folder or Hub id of a classifier; else that of `make demo`.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen at.")] = 7860,
+    share: Annotated[bool, typer.Option("--share", help="Let Gradio give it a public address.")] = False,
+):
+    """Starts an app in the browser: upload an image, see its classes and what speaks for them."""
+    from .hub.demo import run
+
+    run(model, host, port, share)
 
 
 def _gibibytes(size: int) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from typer.testing import CliRunner
 from vit_pytorch import SimpleViT
 
 from modeling_megavit.cli import app
-from modeling_megavit.conversion_scripts import conversion, convert_transformers_to_megavit
+from modeling_megavit.conversion_scripts import convert_transformers_to_megavit
 from modeling_megavit.conversion_scripts.conversion import parse_settings
 from modeling_megavit.conversion_scripts.key_table import Row, plan
 
@@ -172,22 +171,10 @@ def test_a_key_table_that_fits_twice_is_refused():
         plan([Row(("a", "c"), "b")], ["a"], expected)
 
 
-def test_a_converter_runs_as_a_script_and_pushes(vit, tmp_path, monkeypatch, capsys):
-    calls = []
-
-    class Hub:
-        def create_repo(self, repo, exist_ok):
-            calls.append(repo)
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            calls.append(sorted(file.name for file in Path(folder_path).iterdir()))
-
-    monkeypatch.setattr(conversion, "HfApi", Hub)
-    script = convert_transformers_to_megavit.__file__
-    monkeypatch.setattr(sys, "argv", [script, str(vit), str(tmp_path / "out"), "--push", "me/mine"])
-    runpy.run_path(script, run_name="__main__")
+def test_a_converter_runs_as_a_script(vit, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [convert_transformers_to_megavit.__file__, str(vit), str(tmp_path / "out")])
+    runpy.run_path(sys.argv[0], run_name="__main__")
     assert "32 x 32" in capsys.readouterr().out
-    assert calls == ["me/mine", ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]]
 
 
 def test_the_commands_convert_and_export(vit, tmp_path):

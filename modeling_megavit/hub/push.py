@@ -51,6 +51,7 @@ def push(
     as_vit: str | None = None,
     space: bool = False,
     revision: str | None = None,
+    token: str | None = None,
 ) -> str:
     """
     Pushes a folder as `save_pretrained`, `megavit train` and `megavit convert` write it, in one commit per repository.
@@ -71,6 +72,7 @@ def push(
         as_vit (`str`, *optional*): The id to push the same model to as a ViT, which the Hub's own widget runs.
         space (`bool`, *optional*, defaults to `False`): Whether to add a Gradio Space, `<repo>-demo`.
         revision (`str`, *optional*): The branch, "main" by default. It is created if it doesn't exist.
+        token (`str`, *optional*): Of one who may write; by default the one of `hf auth login` or `HF_TOKEN`.
 
     Returns:
         `str`: the address of the repository.
@@ -99,7 +101,7 @@ def push(
             export_onnx(folder, scratch / "onnx")
             files |= {file.name: file for file in (scratch / "onnx").glob("model.onnx*")}
         others = _other_repositories(folder, scratch, repo, widget, as_vit, space, revision or "main")
-        api = HfApi()
+        api = HfApi(token=token)
         with _plain_errors(repo):
             api.whoami()
         address = _upload(api, repo, files, private, revision)

@@ -16,6 +16,7 @@ from transformers.trainer_utils import enable_full_determinism, get_last_checkpo
 from .. import presets
 from ..configuration_megavit import MegaVitConfig
 from ..hub.card import CardFacts, model_card
+from ..hub.push import push
 from ..image_processing_pil_megavit import MegaVitImageProcessorPil
 from ..modeling_megavit import MegaVitForImageClassification
 from ..packing import MegaVitPackingCollator, PackedDataset, SideLengths, TokenDropout
@@ -245,7 +246,7 @@ def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir:
     unfinished = output_dir / ".unfinished"
     if trainer.is_world_process_zero():
         shutil.rmtree(unfinished, ignore_errors=True)
-    trainer.save_model(str(unfinished))
+    trainer.save_model(str(unfinished), _internal_call=True)  # else it would push what is still without its card
     if not trainer.is_world_process_zero():
         return
     # A pickle; recipe.yaml says the same
@@ -270,3 +271,6 @@ def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir:
     (unfinished / RESULTS).write_text(json.dumps(metrics, indent=4, sort_keys=True), encoding="utf-8")
     os.replace(unfinished / RESULTS, output_dir / RESULTS)
     unfinished.rmdir()
+    if trainer.args.push_to_hub:
+        args = trainer.args
+        push(output_dir, trainer.hub_model_id, revision=args.hub_revision, token=args.hub_token)

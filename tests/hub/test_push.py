@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification
 from typer.testing import CliRunner
 
 from modeling_megavit import MegaVitForImageClassification, MegaVitImageProcessorPil
@@ -113,6 +113,27 @@ def test_trainer_pushes_what_it_trained(hub, folder, tmp_path):
     assert not any(name.startswith("checkpoint-") for name in files)
     trained = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert files["model.safetensors"].content == trained != (folder / "model.safetensors").read_bytes()
+
+
+def test_the_train_command_pushes_model_card_and_pictures(hub, tmp_path):
+    """In one commit at the end, over what Trainer pushed on the way."""
+    arguments = ["train", "digits", "--output_dir", "out", "--max_steps", "2", "--push_to_hub", "true"]
+    arguments += ["--hub_model_id", "someone/digits"]
+    run(f"from modeling_megavit.cli import app; app({arguments}, standalone_mode=False); print(1)", hub, tmp_path)
+    files = {name: blob.content for name, blob in hub.files("someone/digits").items()}
+    for name in ("README.md", "config.json", "model.safetensors", "curves.png", "confusion_matrix.png"):
+        assert files[name] == (tmp_path / "out" / name).read_bytes()
+    assert b"widget:" in files["README.md"] and any(name.startswith("examples/") for name in files)
+
+
+def test_a_converter_pushes_what_it_wrote(connected, tmp_path):
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    command = ["convert", "transformers", str(tmp_path / "vit"), str(tmp_path / "out"), "--push", "someone/converted"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    files = {name: blob.content for name, blob in connected.files("someone/converted").items() if name not in GIT}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
 def test_a_push_is_one_commit_of_what_belongs_to_a_model_and_leaves_the_folder_alone(connected, folder, tmp_path):
