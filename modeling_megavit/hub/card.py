@@ -13,6 +13,8 @@ from transformers import AutoConfig
 from ..configuration_megavit import MegaVitConfig
 
 
+# What the snippets begin with
+IMPORT = "import modeling_megavit  # registers MegaVit with transformers: pip install megavit"
 ARCHITECTURE = (
     "layer_type",
     "hidden_size",
@@ -125,7 +127,7 @@ def usage(name: str, config: MegaVitConfig, is_classifier: bool) -> str:
         imports = "\nfrom transformers import pipeline"
         call = f'\nprint(pipeline("{task}", model=model_id)(photo)[:2])'
     return f"""```python
-import modeling_megavit  # registers MegaVit with transformers: pip install megavit
+{IMPORT}
 from PIL import Image{imports}
 
 model_id = "{name}"  # the folder, or the id on the Hub

@@ -28,7 +28,7 @@ from ..image_processing_megavit import MegaVitImageProcessor
 from ..image_processing_pil_megavit import MegaVitImageProcessorPil
 from ..modeling_megavit import MegaVitForImageClassification, MegaVitModel
 from ..training.checkpoint import load_config
-from .card import model_card_for
+from .card import IMPORT, model_card_for
 
 
 CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
@@ -56,8 +56,8 @@ def push(
     """
     Pushes a folder as `save_pretrained`, `megavit train` and `megavit convert` write it, in one commit per repository.
 
-    Everything is checked and made before anything is sent. The card, and nothing else, is written if there is none. Weights,
-    graphs and code of an earlier push that are no part of this one are deleted in the same commit.
+    Everything is checked and made before anything is sent. The card's snippets get the id on the Hub; a card is written if
+    there is none. Weights, graphs and code of an earlier push that are no part of this one are deleted in the same commit.
 
     Args:
         folder (`str` or `Path`): With config.json, preprocessor_config.json and safetensors. It stays as it is.
@@ -88,9 +88,8 @@ def push(
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         files |= _settings(folder, scratch, with_code)
-        if CARD not in files:
-            files[CARD] = scratch / CARD
-            model_card_for(folder).save(files[CARD])
+        files[CARD] = scratch / CARD
+        files[CARD].write_text(_card(folder, repo, with_code), encoding="utf-8")
         if with_code:
             package = Path(__file__).parents[1]
             files |= {name: package / name for name in CODE}
@@ -215,6 +214,18 @@ def _settings(folder: Path, scratch: Path, with_code: bool) -> dict[str, Path]:
             # As transformers writes them
             files[name].write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return files
+
+
+def _card(folder: Path, repo: str, with_code: bool) -> str:
+    """Returns the card of a folder, written if there is none, with snippets that run for who has nothing but the id."""
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else model_card_for(folder).content
+    text = text.replace(f'model_id = "{folder.name}"', f'model_id = "{repo}"')
+    if with_code:
+        text = text.replace(IMPORT, "# The code is in this repository")
+        for call in ("model=model_id", "from_pretrained(model_id"):
+            text = text.replace(f"{call})", f"{call}, trust_remote_code=True)")
+    return text
 
 
 def _other_repositories(

@@ -121,9 +121,9 @@ def test_the_train_command_pushes_model_card_and_pictures(hub, tmp_path):
     arguments += ["--hub_model_id", "someone/digits"]
     run(f"from modeling_megavit.cli import app; app({arguments}, standalone_mode=False); print(1)", hub, tmp_path)
     files = {name: blob.content for name, blob in hub.files("someone/digits").items()}
-    for name in ("README.md", "config.json", "model.safetensors", "curves.png", "confusion_matrix.png"):
+    for name in ("config.json", "model.safetensors", "curves.png", "confusion_matrix.png"):
         assert files[name] == (tmp_path / "out" / name).read_bytes()
-    assert b"widget:" in files["README.md"] and any(name.startswith("examples/") for name in files)
+    assert b"widget:" in files["README.md"] and b'model_id = "someone/digits"' in files["README.md"] and any(name.startswith("examples/") for name in files)
 
 
 def test_a_converter_pushes_what_it_wrote(connected, tmp_path):
@@ -133,7 +133,9 @@ def test_a_converter_pushes_what_it_wrote(connected, tmp_path):
     command = ["convert", "transformers", str(tmp_path / "vit"), str(tmp_path / "out"), "--push", "someone/converted"]
     assert CliRunner().invoke(app, command).exit_code == 0
     files = {name: blob.content for name, blob in connected.files("someone/converted").items() if name not in GIT}
-    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert files.pop("README.md") == written.pop("README.md").replace(b'= "out"', b'= "someone/converted"')
+    assert files == written
 
 
 def test_a_push_is_one_commit_of_what_belongs_to_a_model_and_leaves_the_folder_alone(connected, folder, tmp_path):
@@ -167,6 +169,8 @@ def test_the_command_pushes_the_code_and_a_push_without_it_takes_it_back(connect
     result = CliRunner().invoke(app, ["push", str(folder), "someone/mine", "--with-code"])
     assert (result.exit_code, result.stdout.strip()) == (0, f"{connected.url}/someone/mine")
     assert {*CODE, "handler.py"} <= names(connected, "someone/mine")
+    card = connected.files("someone/mine")["README.md"].content.decode()
+    assert "import modeling_megavit" not in card and card.count("trust_remote_code=True") == 3
     config = json.loads(connected.files("someone/mine")["config.json"].content)
     assert config["auto_map"] == {
         "AutoConfig": "configuration_megavit.MegaVitConfig",

@@ -66,6 +66,11 @@ def look(name, repo, **kwargs):
 print(json.dumps(found))
 """
 SAVE = """
+from huggingface_hub import ModelCard
+import re
+names = {}
+for snippet in re.findall("```python(.*?)```", ModelCard.load("someone/mine").content, flags=re.DOTALL):
+    exec(snippet, names)
 processor, model, classifier = look("pulled", "someone/mine")
 for thing in (classifier, processor):
     thing.save_pretrained("saved")
