@@ -44,7 +44,7 @@ setup(
         "modeling_megavit.configuration": "configuration",
         "modeling_megavit.conversion_scripts": "conversion_scripts",
     },
-    package_data={"modeling_megavit.configuration": ["*/*.json", "*/*.yaml"]},
+    package_data={"modeling_megavit.configuration": ["*/*.json", "*/*.yaml"], "modeling_megavit.hub": ["static/*"]},
     install_requires=[
         "accelerate>=1.15",
         "datasets>=5.0",
