@@ -130,10 +130,20 @@ def predict(
 def info(
     model: Annotated[str, typer.Argument(help="A preset, or the folder or Hub id of a checkpoint.")],
     image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width in pixels.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Number of images of a training step.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Number of images of a training step, on each data-parallel rank.")] = 1,
+    devices: Annotated[
+        str | None, typer.Option(help="Plan for these: 8xH100, 2xRTX4090, or 8x24GB for any others.")
+    ] = None,
 ):
     """Prints parameters, FLOPs, memory and tokens of a model, without building its weights."""
     from .training.info import model_info
+
+    if devices is not None:
+        from .training.memory import memory_plan, plan_tables
+
+        for table in plan_tables(memory_plan(model, devices, image_size, batch)):
+            console.print(table)
+        return
 
     facts = model_info(model, image_size, batch)
     total = sum(facts.parameters.values())

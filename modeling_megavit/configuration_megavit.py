@@ -270,7 +270,8 @@ class MegaVitConfig(PreTrainedConfig):
         # The plan may name nothing that this configuration leaves out.
         missing = [] if self.pooling_type == "attention" else ["pooler."]
         missing += [] if self.qk_norm else [".q_norm", ".k_norm"]
-        missing += ["attention."] if self.qk_norm_per_head else []  # no style shards a gain of (heads, head_dim)
+        # No style shards a gain of (heads, head_dim), and that block's norms of keys and values are in no plan.
+        missing += ["attention."] if self.qk_norm_per_head or self.layer_type == "mega_vit" else []
         missing += [] if self.use_gated_mlp else [".gate_proj"]
         missing += [] if self.use_pooler_mlp else ["pooler.intermediate", "pooler.output"]
         self.base_model_tp_plan = {
