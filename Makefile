@@ -19,8 +19,8 @@ CODE = modeling_megavit conversion_scripts benchmarks tests setup.py
 demo: .venv/.installed  ## train a classifier of handwritten digits
 	.venv/bin/megavit train digits --output_dir outputs/digits
 
-test: .venv-dev/.installed  ## what CI runs
-	$(DEV) -m pytest
+test: .venv-dev/.installed  ## what CI runs, a process on each core
+	OMP_NUM_THREADS=1 $(DEV) -m pytest --numprocesses logical --dist loadfile
 
 test-slow: .venv-dev/.installed  ## the long checks, transformers' own test suites among them
 	$(DEV) -m pytest -m slow

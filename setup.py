@@ -19,7 +19,17 @@ extras["dev"] = (
     + extras["explain"]
     + extras["demo"]
     + extras["style"]
-    + ["mega-vit==0.0.4", "parameterized", "peft", "playwright", "pytest", "setuptools>=77", "timm", "torchao"]
+    + [
+        "mega-vit==0.0.4",
+        "parameterized",
+        "peft",
+        "playwright",
+        "pytest",
+        "pytest-xdist",
+        "setuptools>=77",
+        "timm",
+        "torchao",
+    ]
     + ["vit-pytorch==1.26.11"]
 )
 

@@ -124,8 +124,12 @@ def test_a_missing_extra_is_one_line(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.strip() == "This command needs kornia, which comes with `pip install 'megavit[train]'`."
+    # Libraries that transformers imports may have said something before
+    assert (
+        result.stderr.splitlines()[-1] == "This command needs kornia, which comes with `pip install 'megavit[train]'`."
+    )
 
 
 def test_help_names_every_command():
-    assert all(name in megavit("--help") for name in ("train", "predict", "info"))
+    commands = ("train", "predict", "info", "convert", "export", "push", "explain", "demo")
+    assert all(name in megavit("--help") for name in commands)

@@ -90,6 +90,10 @@ class RecipeArguments:
         default=0, metadata={"help": "Last steps over which the schedule is brought linearly to 0."}
     )
 
+    log_attention: bool = field(
+        default=False,
+        metadata={"help": "Log entropy, largest logit and gradient norm of each layer: what warns of divergence."},
+    )
     cpu_threads: int | None = field(
         default=None, metadata={"help": "Threads of a process on the CPU; None means torch's choice."}
     )

@@ -25,6 +25,7 @@ from .augmentation import ImageAugmentation, build_augmentation
 from .checkpoint import load_config
 from .data import ImageData, ToModelInputs, load_data
 from .recipe import RecipeArguments, read_recipe
+from .stability import AttentionStatistics
 from .trainer import MegaVitTrainer, last_complete_checkpoint
 
 
@@ -84,9 +85,12 @@ def build_trainer(recipe: RecipeArguments, args: TrainingArguments, data: ImageD
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns otherwise
     build_inputs = _native_inputs if recipe.resolution == "native" else _fixed_inputs
     inputs = build_inputs(recipe, args, data, processor, model.config.problem_type == "multi_label_classification")
-    return MegaVitTrainer(
+    trainer = MegaVitTrainer(
         recipe, model=model, args=args, processing_class=processor, compute_metrics=_compute_metrics, **inputs
     )
+    if recipe.log_attention:
+        trainer.add_callback(AttentionStatistics(trainer))
+    return trainer
 
 
 def _fixed_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> dict:
