@@ -184,6 +184,12 @@ class MegaVitLinear(nn.Linear):
         return nn.functional.gelu(hidden_states) if with_gelu else hidden_states
 
 
+def build_linear(config: MegaVitConfig, in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    """Returns a linear layer: torch's own if the model is to be quantised, because some quantizers replace no other."""
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    return (nn.Linear if is_quantized else MegaVitLinear)(in_features, out_features, bias=bias)
+
+
 def build_norm(config: MegaVitConfig, size: int) -> nn.Module:
     """Returns the norm of `config.norm_type` over a last dimension of `size`."""
     # CODEPATH: rms_norm in the megavit-* presets, layer_norm in vit-b16, vit-l16 and vit-h14.
@@ -228,6 +234,7 @@ class MegaVitPatchEmbeddings(nn.Module):
         if config.patch_norm:
             self.pixel_norm = build_norm(config, patch_dim)
             self.norm = build_norm(config, config.hidden_size)
+        # Not `build_linear`: quantizers that look for torch's own layers leave the first one in full precision.
         self.projection = MegaVitLinear(patch_dim, config.hidden_size, bias=config.patch_bias)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -602,9 +609,9 @@ class MegaVitSelfAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.is_causal = False
         inner_size = config.num_attention_heads * config.head_dim
-        self.q_proj = MegaVitLinear(config.hidden_size, inner_size, bias=config.qkv_bias)
-        self.k_proj = MegaVitLinear(config.hidden_size, inner_size, bias=config.qkv_bias)
-        self.v_proj = MegaVitLinear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.q_proj = build_linear(config, config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.k_proj = build_linear(config, config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.v_proj = build_linear(config, config.hidden_size, inner_size, bias=config.qkv_bias)
         self.q_norm = self.k_norm = self.v_norm = nn.Identity()
         # CODEPATH: the megavit-* presets normalise queries and keys (ViT-22B), the vit-* presets nothing.
         if config.qk_norm:
@@ -676,7 +683,7 @@ class MegaVitSelfOutput(nn.Module):
     def __init__(self, config: MegaVitConfig):
         super().__init__()
         inner_size = config.num_attention_heads * config.head_dim
-        self.o_proj = MegaVitLinear(inner_size, config.hidden_size, bias=config.attention_output_bias)
+        self.o_proj = build_linear(config, inner_size, config.hidden_size, bias=config.attention_output_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -701,12 +708,12 @@ class MegaVitIntermediate(nn.Module):
 
     def __init__(self, config: MegaVitConfig):
         super().__init__()
-        self.fc1 = MegaVitLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.fc1 = build_linear(config, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.gate_proj = None
         # CODEPATH: DINOv2-giant's checkpoints; no preset has a gate.
         if config.use_gated_mlp:
-            self.gate_proj = MegaVitLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+            self.gate_proj = build_linear(config, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -732,7 +739,7 @@ class MegaVitOutput(nn.Module):
 
     def __init__(self, config: MegaVitConfig):
         super().__init__()
-        self.fc2 = MegaVitLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.fc2 = build_linear(config, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -1346,6 +1353,13 @@ class MegaVitForImageClassification(MegaVitPreTrainedModel):
         super()._init_weights(module)
         if module is self.classifier and isinstance(module, nn.Linear):
             init.normal_(module.weight, std=self.config.initializer_range)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the classifier: quantizers and PEFT's "all-linear" leave the output embeddings alone."""
+        return self.classifier
+
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        self.classifier = new_embeddings
 
     @can_return_tuple
     @auto_docstring
