@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 # The folders of configuration/ and the ending of the files in each.
-KINDS = {"models": ".json", "recipes": ".yaml"}
+KINDS = {"models": ".json", "recipes": ".yaml", "launch": ".yaml"}
 
 
 def folder(kind: str) -> Path:
@@ -16,7 +16,7 @@ def folder(kind: str) -> Path:
 
 
 def available(kind: str) -> list[str]:
-    """Returns the names of all files of `kind` (`"models"` or `"recipes"`), without their ending."""
+    """Returns the names of all files of `kind`, a key of `KINDS`, without their ending."""
     return sorted(path.stem for path in folder(kind).glob(f"*{KINDS[kind]}"))
 
 

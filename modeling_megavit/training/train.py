@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate import ParallelismConfig
 from transformers import AutoImageProcessor, EvalPrediction, TrainingArguments, set_seed
+from transformers.distributed import DistributedConfig
 from transformers.trainer_utils import enable_full_determinism, get_last_checkpoint
 
 from .. import presets
@@ -79,6 +81,7 @@ def build_trainer(recipe: RecipeArguments, args: TrainingArguments, data: ImageD
         torch.set_num_threads(recipe.cpu_threads)
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model, processor = _load_model(recipe, data)
+    model = _in_shards(model, args)
     if recipe.freeze_backbone:
         model.base_model.requires_grad_(False)
     args.remove_unused_columns = False  # it would take the images from the transform
@@ -91,6 +94,22 @@ def build_trainer(recipe: RecipeArguments, args: TrainingArguments, data: ImageD
     if recipe.log_attention:
         trainer.add_callback(AttentionStatistics(trainer))
     return trainer
+
+
+def _in_shards(model: MegaVitForImageClassification, args: TrainingArguments) -> MegaVitForImageClassification:
+    """Returns the model as the launch file's `parallelism_config` cuts it, if that asks for tensor parallelism."""
+    sizes = ParallelismConfig()  # of the environment, where `accelerate launch` leaves them
+    if sizes.tp_size == 1:
+        return model  # accelerate does the rest
+    parallel = DistributedConfig(
+        tp_size=sizes.tp_size,
+        fsdp_size=sizes.dp_shard_size,
+        dp_replicate_size=sizes.dp_replicate_size,
+        fsdp_mixed_precision=args.bf16,
+    )
+    return type(model).from_pretrained(
+        None, config=model.config, state_dict=model.state_dict(), distributed_config=parallel
+    )
 
 
 def _fixed_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> dict:
@@ -250,6 +269,9 @@ def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir:
     unfinished = output_dir / ".unfinished"
     if trainer.is_world_process_zero():
         shutil.rmtree(unfinished, ignore_errors=True)
+    if trainer.is_fsdp_enabled:
+        # Checkpoints may be in shards, the result is one model.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(unfinished), _internal_call=True)  # else it would push what is still without its card
     if not trainer.is_world_process_zero():
         return

@@ -5,9 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.distributed import load_optimizer_distributed, save_optimizer_distributed
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .optimizer import add_cooldown, parameter_groups
@@ -36,11 +38,15 @@ class MegaVitTrainer(Trainer):
         augmentation (`nn.Module`, *optional*): Maps the `pixel_values` of a training batch to what the model gets. It
             runs in the training step: the data loader works ahead, so random numbers drawn there would not be the same
             again when a run is resumed. None for packed images, which are augmented by the collator.
-        args, kwargs: As of `Trainer`.
+        model, args, kwargs: As of `Trainer`.
     """
 
-    def __init__(self, recipe: RecipeArguments, augmentation: nn.Module | None, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, recipe: RecipeArguments, augmentation: nn.Module | None, model, args, **kwargs):
+        # Trainer refuses to save the optimizer of a model that transformers cut into shards: it is done below.
+        save_only_model = args.save_only_model
+        args.save_only_model |= model.is_distributed_loading_by_transformers
+        super().__init__(model, args, **kwargs)
+        args.save_only_model = save_only_model
         # Trainer's mark for models that generate would be saved in config.json
         vars(self.model.config).pop("use_cache", None)
         self.recipe = recipe
@@ -56,6 +62,8 @@ class MegaVitTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if self.is_distributed_loading_by_transformers:
+                kwargs.pop("fused", None)  # the fused step takes no tensors of different meshes (torch 2.13)
             groups = parameter_groups(
                 model,
                 self.args.learning_rate,
@@ -95,6 +103,27 @@ class MegaVitTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    # Trainer itself can train what transformers has cut into shards, but not resume it.
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if not self.is_distributed_loading_by_transformers:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        save_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(output_dir, "optimizer")))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is None or not self.is_distributed_loading_by_transformers:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(checkpoint, "optimizer")))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not self.is_distributed_loading_by_transformers:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        parallel = self.model.config.distributed_config
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, distributed_config=parallel)
+        self.model.load_state_dict(saved.state_dict())
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
