@@ -657,6 +657,8 @@ class MegaVitSelfAttention(nn.Module):
         """Attention within each image of a packed sequence, by the means that `MegaVitModel.choose_backend` chose."""
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32 behind their norms
         backend, cu_seq_lens = segments["backend"], segments["cu_seq_lens"]
+        if backend == "plain" and torch.compiler.is_compiling():
+            backend = "operator"  # only the layers are compiled, and they must not be anew for other numbers of images
         if backend == "flash":
             lengths = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), cu_seq_lens)
             lengths |= dict.fromkeys(("max_length_q", "max_length_k"), segments["max_seq_len"])
@@ -764,16 +766,17 @@ class MegaVitDropPath(nn.Module):
     def __init__(self, drop_prob: float):
         super().__init__()
         self.drop_prob = drop_prob
+        # A tensor, because a layer that is compiled by itself is compiled anew for each number; no model moves or casts it.
+        self.keep_prob = torch.tensor(1 - drop_prob, dtype=torch.float32, device="cpu")
 
     def forward(self, hidden_states: torch.Tensor, segments: MegaVitSegments | None = None) -> torch.Tensor:
         if self.drop_prob == 0 or not self.training:
             return hidden_states
-        keep_prob = 1 - self.drop_prob
         num_images = hidden_states.shape[0] if segments is None else segments["cu_seq_lens"].shape[0] - 1
-        kept = hidden_states.new_empty(num_images, 1, 1).bernoulli_(keep_prob)
+        kept = (torch.rand(num_images, 1, 1, device=hidden_states.device) < self.keep_prob) / self.keep_prob
         if segments is not None:
             kept = kept[segments["image_ids"]].transpose(0, 1)  # (1, tokens, 1)
-        return hidden_states * (kept / keep_prob)
+        return hidden_states * kept.to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"p={self.drop_prob}"
