@@ -130,7 +130,9 @@ def predict(
 def info(
     model: Annotated[str, typer.Argument(help="A preset, or the folder or Hub id of a checkpoint.")],
     image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width in pixels.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Number of images of a training step, on each data-parallel rank.")] = 1,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Number of images of a training step, on each data-parallel rank.")
+    ] = 1,
     devices: Annotated[
         str | None, typer.Option(help="Plan for these: 8xH100, 2xRTX4090, or 8x24GB for any others.")
     ] = None,

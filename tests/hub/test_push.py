@@ -123,7 +123,11 @@ def test_the_train_command_pushes_model_card_and_pictures(hub, tmp_path):
     files = {name: blob.content for name, blob in hub.files("someone/digits").items()}
     for name in ("config.json", "model.safetensors", "curves.png", "confusion_matrix.png"):
         assert files[name] == (tmp_path / "out" / name).read_bytes()
-    assert b"widget:" in files["README.md"] and b'model_id = "someone/digits"' in files["README.md"] and any(name.startswith("examples/") for name in files)
+    assert (
+        b"widget:" in files["README.md"]
+        and b'model_id = "someone/digits"' in files["README.md"]
+        and any(name.startswith("examples/") for name in files)
+    )
 
 
 def test_a_converter_pushes_what_it_wrote(connected, tmp_path):
