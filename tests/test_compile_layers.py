@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import TorchDynamoPlugin
 from test_modeling_megavit import architectures, build, images
 from test_packed_inputs import draw, pack
@@ -109,12 +110,14 @@ def test_accelerates_regional_compilation_equals_eager_and_unwraps_to_the_model(
     arguments, names = batch(model, form), list(model.state_dict())
     expected = step(model, arguments)
     torch.compiler.reset()
+    AcceleratorState._reset_state(reset_partial_state=True)  # else what an earlier test of the process asked for holds
     accelerator = Accelerator(
         cpu=True, dynamo_plugin=TorchDynamoPlugin(backend="aot_eager", use_regional_compilation=True)
     )
     compiled = accelerator.prepare(model)
     assert isinstance(compiled.megavit.encoder.layers[0], OptimizedModule)
     assert_equal_steps(step(compiled, arguments), expected)
+    AcceleratorState._reset_state(reset_partial_state=True)
     unwrapped = accelerator.unwrap_model(compiled, keep_torch_compile=False)
     assert unwrapped is model and list(unwrapped.state_dict()) == names
 

@@ -236,7 +236,7 @@ def test_a_photo_and_an_example_answer_in_a_browser(shown, files):
     upload(shown, files["photo"])
     shown.get_by_text("4 rows and 4 columns").wait_for()
     photo = overlay(shown)
-    assert shown.evaluate("document.querySelector('#overlay img').naturalWidth") > 500
+    shown.wait_for_function("document.querySelector('#overlay img').naturalWidth > 500")
     shown.get_by_label("Keep the image's own size").check()
     shown.get_by_text("was shrunk to").wait_for()
     shown.get_by_text("columns of patches").wait_for()
