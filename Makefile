@@ -23,7 +23,7 @@ test: .venv-dev/.installed  ## what CI runs, a process on each core
 	OMP_NUM_THREADS=1 $(DEV) -m pytest --numprocesses logical --dist loadfile
 
 test-slow: .venv-dev/.installed  ## the long checks, transformers' own test suites among them
-	$(DEV) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(DEV) -m pytest -m slow --numprocesses logical --dist loadfile
 
 style: .venv-dev/.installed  ## format, and mend what can be mended
 	$(DEV) -m ruff check --fix $(CODE)
