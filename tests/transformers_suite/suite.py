@@ -109,7 +109,8 @@ class VisionModelTests(modeling_tests.ModelTesterMixin, pipeline_tests.PipelineT
         for model_class in self.all_model_classes:
             model = model_class(self.model_tester.get_config())
             self.assertIsInstance(model.get_input_embeddings(), nn.Module)
-            self.assertIsNone(model.get_output_embeddings())
+            output = model.get_output_embeddings()
+            self.assertTrue(output is None or isinstance(output, nn.Linear))
 
     # Over there these two ask for timm, and timm for torchvision; neither takes part in them.
     def test_pipeline_image_feature_extraction(self):
