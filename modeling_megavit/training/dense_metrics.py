@@ -1,6 +1,6 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
 """
-Metrics of dense predictions, in two steps: sums of a batch, which add up over batches of any sizes, and scores of the sums.
+Metrics of dense predictions, in two steps: sums of a batch, which add up over batches of any sizes, and their scores.
 
     counts = sum(confusion_counts(predictions, labels, num_labels) for predictions, labels in batches)
     scores = segmentation_scores(counts)
@@ -19,13 +19,13 @@ def confusion_counts(
     Counts the pixels of each pair of classes.
 
     Args:
-        predictions, labels (`torch.Tensor` of one shape): Classes from 0 to `num_labels` - 1; any prediction is allowed
-            where the label is `ignore_index`.
+        predictions, labels (`torch.Tensor` of one shape): Classes from 0 to `num_labels` - 1; any prediction is
+            allowed where the label is `ignore_index`.
         num_labels (`int`): Number of classes.
         ignore_index (`int`, *optional*, defaults to 255): The label of pixels that don't count.
 
     Returns:
-        `torch.Tensor` of shape `(num_labels, num_labels)`: pixels of the class of the row taken for that of the column.
+        `torch.Tensor` of shape `(num_labels, num_labels)`: pixels of the row's class taken for the column's.
 
     Raises:
         `ValueError`: if the shapes differ or a class is out of range.

@@ -2,10 +2,11 @@
 """
 Drawn scenes with exact classes, depth and motion, for recipes that run offline in minutes.
 
-A camera 1.5 m above a tiled floor looks at a wall 2 m high with the sky above it, and at balls, boxes and cones in between.
-Each pixel is cast as four rays, whose colours are averaged. Where they meet different surfaces the pixel has no class
-and no depth: it shows both. Focal length is the height of the image, so that wider images show more and taller ones the
-same at a higher resolution. Coordinates are in metres: x to the right, y down, z forward, the camera at the origin.
+A camera 1.5 m above a tiled floor looks at a wall 2 m high with the sky above it, and at balls, boxes and cones in
+between. Each pixel is cast as four rays, whose colours are averaged. Where they meet different surfaces the pixel has no
+class and no depth: it shows both. Focal length is the height of the image, so that wider images show more and taller
+ones the same at a higher resolution. Coordinates are in metres: x to the right, y down, z forward, the camera at the
+origin.
 
 What makes depth visible in one image: where an object stands on the floor, its size, that of the tiles, and haze.
 """
@@ -71,8 +72,8 @@ def load_scenes(
 
     Args:
         task (`str`): One of `TASKS`, which names the columns: `image` (RGB), `segmentation` (indices of `CLASSES`,
-            `IGNORED` for pixels of several surfaces), `depth` (float32, metres along the optical axis, 0 where there is
-            none), `frames` (RGB images in the order of time), `label` (the index of one of `MOTIONS`).
+            `IGNORED` for pixels of several surfaces), `depth` (float32, metres along the optical axis, 0 where there
+            is none), `frames` (RGB images in the order of time), `label` (the index of one of `MOTIONS`).
         split (`str`): One of `SPLITS`, which have no scene in common.
         num_scenes (`int`): Number of scenes.
         size (`int` or `tuple[int, int]`, *optional*, defaults to 64): Square root of the area in pixels, or the least
@@ -146,8 +147,8 @@ def draw_clip(height: int, width: int, motion: str, num_frames: int, rng: np.ran
     """
     Draws a scene in which a hovering ball or box moves, at a constant speed that differs between scenes.
 
-    The middle of its way depends on `rng` alone and is drawn from a wider range than a way is long. So a frame says little
-    about `motion`: a random forest on the exact place in the last one is right in 38 % of clips, by chance in 14 %.
+    The middle of its way depends on `rng` alone and is drawn from a wide range, so that a frame says little about
+    `motion`: a random forest on the exact place in the last one is right in 38 % of clips, by chance in 14 %.
 
     Args:
         height, width (`int`): Of the frames in pixels.
@@ -183,8 +184,8 @@ class _View:
     What the rays of an image meet: at first floor, wall and sky, whose places and colours are drawn.
 
     Attributes:
-        rays (`np.ndarray` of shape `(3, rays)`): One unit deep, so that the multiple that meets a surface is its depth.
-            Each pixel's rays are apart by the number of pixels.
+        rays (`np.ndarray` of shape `(3, rays)`): One unit deep, so that the multiple that meets a surface is its
+            depth. The rays of a pixel are as far apart as there are pixels.
         depth, colour, surface (`np.ndarray` of shapes `(rays)`, `(3, rays)` and `(rays)`): Of what the rays meet.
         classes (`list[int]`): The class of each surface.
         wall (`float`): The depth of the wall.
