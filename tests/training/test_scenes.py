@@ -164,7 +164,7 @@ def test_a_clip_played_backwards_is_one_of_the_opposite_motion(one, opposite):
 
 def test_the_object_moves_where_the_motion_says():
     def extent(motion, seed):
-        """What changes of centre and logarithm of the area of the object, found by what differs from the empty room."""
+        """By how much the centre of what differs from the empty room moves, and the logarithm of its area grows."""
         empty = scenes._View(64, 64, rng(seed)).develop()["image"]
         found = []
         for frame in draw_clip(64, 64, motion, 4, rng(seed))[::3]:
