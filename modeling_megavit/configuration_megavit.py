@@ -22,6 +22,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
 
@@ -36,6 +37,8 @@ _LARGEST = {
     "intermediate_size": 2**20,
     "num_channels": 2**12,
     "num_register_tokens": 2**16,
+    "num_frames": 2**16,
+    "num_temporal_layers": 2**12,
 }
 _MOST_PIXELS = 2**24
 _PROBABILITIES = (
@@ -53,6 +56,7 @@ _NEEDED = {
     **dict.fromkeys(("position_interpolation", "position_antialias"), {"position_embedding_type": "learned"}),
     "use_cls_position": {"position_embedding_type": "learned", "use_cls_token": True},
     "use_pooler_mlp": {"pooling_type": "attention"},
+    "return_class_token": {"use_cls_token": True},
 }
 # What the block of the packages mega-vit and zeta is defined for
 _MEGA_VIT = {
@@ -64,6 +68,15 @@ _MEGA_VIT = {
 }
 
 
+class PatchSize(list):
+    """(height, width). transformers' DPT, which knows square patches only, divides a number of pixels by it."""
+
+    def __rfloordiv__(self, pixels: int) -> int:
+        if self[0] != self[1]:
+            raise ValueError(f"`patch_size` must be square in a DPT, got {list(self)}.")
+        return pixels // self[0]
+
+
 @auto_docstring(
     custom_intro="""
     The configuration of a [`MegaVitModel`]. The defaults are a base-sized model with the block, the normalisation and
@@ -71,7 +84,7 @@ _MEGA_VIT = {
     """
 )
 @strict
-class MegaVitConfig(PreTrainedConfig):
+class MegaVitConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     image_size (`int`, `list[int]` or `tuple[int, int]`, *optional*, defaults to 224):
         Pre-training size in pixels, one number or (height, width). It sets the grid of the position embeddings; the
@@ -148,6 +161,23 @@ class MegaVitConfig(PreTrainedConfig):
     initializer_range (`float`, *optional*, defaults to 0.02):
         Standard deviation of the initial classifier and register tokens; 0 gives big_vision's all-zero classifier.
         Everything else follows big_vision's initialisation, whatever this value.
+    freeze_backbone (`bool`, *optional*, defaults to `False`):
+        Whether everything below a head, or all of a [`MegaVitBackbone`], stays as it is: no gradients, no dropout.
+    semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+        Label of pixels that don't count in the loss of [`MegaVitForSemanticSegmentation`].
+    num_frames (`int`, *optional*, defaults to 16):
+        The largest number of frames of a clip for [`MegaVitForVideoClassification`].
+    num_temporal_layers (`int`, *optional*, defaults to 4):
+        Number of blocks that the features of a clip's frames go through.
+    apply_layernorm (`bool`, *optional*, defaults to `True`):
+        Whether [`MegaVitBackbone`] applies the final norm to every feature map.
+    reshape_hidden_states (`bool`, *optional*, defaults to `True`):
+        Whether [`MegaVitBackbone`] returns maps, (batch, hidden_size, rows, columns). Otherwise it returns what DPT's
+        decoder reads, (batch, 1 + patches, hidden_size), with the class token or the mean of the patches in front.
+    return_class_token (`bool`, *optional*, defaults to `False`):
+        Whether [`MegaVitBackbone`] also returns the class token of each of its layers.
+    return_register_tokens (`bool`, *optional*, defaults to `False`):
+        Whether [`MegaVitBackbone`] also returns the register tokens of each of its layers.
 
     The argument names of vit-pytorch, mega-vit, zeta and timm work too (`dim`, `depth`, `heads`, `mlp_dim`, `pool`,
     `img_size`, ...: see `attribute_map`), as does `mlp_ratio` in place of `intermediate_size`.
@@ -248,13 +278,25 @@ class MegaVitConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     token_dropout_prob: float | int = 0.0
     initializer_range: float | int = 0.02
+    freeze_backbone: bool = False
+    semantic_loss_ignore_index: int = 255
+    num_frames: int = 16
+    num_temporal_layers: int = 4
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    return_class_token: bool = False
+    return_register_tokens: bool = False
 
     def __setattr__(self, key, value):
         if self.attribute_map.get(key, key) in _SIZES:
             value = [value, value] if isinstance(value, int) else list(value)
+            value = PatchSize(value) if key == "patch_size" else value
         super().__setattr__(key, value)
 
     def __post_init__(self, **kwargs):
+        layers = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         kwargs = self._take_foreign_names(kwargs)
         self._check_ranges()
         if self.head_dim is None:
@@ -267,6 +309,7 @@ class MegaVitConfig(PreTrainedConfig):
         if self.use_cls_token is None:
             self.use_cls_token = self.pooling_type.startswith("cls")
         self._check_contradictions()
+        self.set_output_features_output_indices(**layers)
         # The plan may name nothing that this configuration leaves out.
         missing = [] if self.pooling_type == "attention" else ["pooler."]
         missing += [] if self.qk_norm else [".q_norm", ".k_norm"]
@@ -345,8 +388,9 @@ class MegaVitConfig(PreTrainedConfig):
             raise ValueError("`norm_bias=True` contradicts `norm_type='rms_norm'`: an RMSNorm has no bias.")
         if self.pooling_type.startswith("cls") and not self.use_cls_token:
             raise ValueError(f"`pooling_type={self.pooling_type!r}` contradicts `use_cls_token=False`.")
-        if self.pooling_type == "cls_register" and not self.num_register_tokens:
-            raise ValueError("`pooling_type='cls_register'` contradicts `num_register_tokens=0`.")
+        for name, value in {"pooling_type": "cls_register", "return_register_tokens": True}.items():
+            if getattr(self, name) == value and not self.num_register_tokens:
+                raise ValueError(f"`{name}={value!r}` contradicts `num_register_tokens=0`.")
         if self.position_embedding_type == "sincos2d" and self.hidden_size % 4:
             raise ValueError(
                 f"`position_embedding_type='sincos2d'` needs a `hidden_size` that 4 divides, got {self.hidden_size}."
@@ -390,6 +434,11 @@ class MegaVitConfig(PreTrainedConfig):
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of the pre-training patch grid."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The names by which a backbone's `out_features` choose among the embeddings and the layers."""
+        return ["stem", *(f"stage{index}" for index in range(1, self.num_hidden_layers + 1))]
 
     @property
     def num_prefix_tokens(self) -> int:

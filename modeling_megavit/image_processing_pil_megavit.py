@@ -179,6 +179,19 @@ def cut_into_patches(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Te
     return patches.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
 
 
+def resize_maps(maps, target_sizes: Sequence[tuple[int, int]] | None) -> list[torch.Tensor]:
+    """Resizes the maps (n, rows, columns) of each image bilinearly to its (height, width)."""
+    if target_sizes is None:
+        return list(maps)
+    if len(target_sizes) != len(maps):
+        raise ValueError(f"`target_sizes` must be as many as images, {len(maps)}, got {len(target_sizes)}")
+    sizes = [tuple(int(side) for side in size) for size in target_sizes]
+    return [
+        torch.nn.functional.interpolate(item[None].float(), size=size, mode="bilinear")[0]
+        for item, size in zip(maps, sizes)
+    ]
+
+
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Returns a patch size given as one number or as (height, width) in the latter form, if it is one."""
     sizes = (size, size) if isinstance(size, int) else tuple(size or ())
@@ -187,16 +200,33 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
     return sizes
 
 
+def to_label_map(label_map: Image.Image | np.ndarray | torch.Tensor, do_reduce_labels: bool) -> torch.Tensor:
+    """Turns a map of class indices into (1, height, width) int32; reduced, 0 becomes 255 and the others lose 1."""
+    if isinstance(label_map, Image.Image) and label_map.mode not in ("1", "L", "P", "I", "I;16"):
+        raise ValueError(f"`segmentation_maps` must hold class indices, got an image of mode {label_map.mode}")
+    label_map = label_map if isinstance(label_map, torch.Tensor) else array_to_tensor(np.array(label_map))
+    if label_map.ndim != 2 or label_map.is_floating_point():
+        got = f"{label_map.dtype} of shape {tuple(label_map.shape)}"
+        raise ValueError(f"`segmentation_maps` must be integers (height, width), got {got}")
+    label_map = label_map.detach().to(torch.int32)[None]
+    if do_reduce_labels:
+        label_map = torch.where((label_map == 0) | (label_map == 255), 255, label_map - 1)
+    return label_map
+
+
 class MegaVitImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     patch_size (`int`, `list[int]` or `tuple[int, int]`, *optional*):
         Size of a patch in pixels, one number or (height, width).
     max_num_patches (`int`, *optional*):
         Selects the native form: images keep their aspect ratio and, up to this number of patches, their size.
+    do_reduce_labels (`bool`, *optional*, defaults to `False`):
+        Whether label 0 of segmentation maps becomes 255, which the loss ignores, and the others one less (ADE20K).
     """
 
     patch_size: int | list[int] | tuple[int, ...] | None
     max_num_patches: int | None
+    do_reduce_labels: bool | None
 
 
 class MegaVitImageInputs:
@@ -211,11 +241,15 @@ class MegaVitImageInputs:
     patches (NaViT, SigLIP 2). What comes out is padded with zeros to `max_num_patches`, or, if `do_pad=False`, to the
     longest image: `pixel_values` (images, patches, patch_dim), `pixel_attention_mask` (images, patches), `spatial_shapes`
     (images, 2).
+
+    Segmentation maps go the way of their images, by the nearest pixel, and come out as `labels`: (images, height, width),
+    or with `max_num_patches` a list of (height, width).
     """
 
     valid_kwargs = MegaVitImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
     patch_size = max_num_patches = None
+    do_reduce_labels = False
 
     resample = Image.Resampling.BICUBIC
     image_mean = image_std = [0.5, 0.5, 0.5]
@@ -318,25 +352,69 @@ class MegaVitImageInputs:
                 check_area(name, kwargs[name].height, kwargs[name].width)
         super()._validate_preprocess_kwargs(**kwargs)
 
+    @auto_docstring
+    def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        r"""
+        segmentation_maps (`ImageInput`, *optional*):
+            Class indices of the pixels, a map of the same size for each image: images of one channel or a palette,
+            integer arrays (height, width), or paths.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        """As usual; adds the `labels`."""
+        images = self._prepare_image_like_inputs(images, **kwargs)
+        labels = None
+        if segmentation_maps is not None:
+            is_batch = getattr(segmentation_maps, "ndim", 2) == 3
+            segmentation_maps = list(segmentation_maps) if is_batch else segmentation_maps
+            maps = [to_label_map(item, kwargs["do_reduce_labels"]) for item in flatten_images(segmentation_maps)]
+            sizes, expected = ([tuple(item.shape[-2:]) for item in items] for items in (maps, images))
+            if sizes != expected:
+                raise ValueError(f"`segmentation_maps` must have the sizes of the images, {expected}, got {sizes}")
+            labels = self._preprocess_maps(maps, **kwargs)
+        output = self._preprocess(images, **kwargs)
+        if labels is not None:
+            output["labels"] = labels
+        return output
+
+    def _preprocess_maps(self, maps, return_tensors, device=None, **kwargs):
+        """Resizes and crops label maps (1, height, width) as their images."""
+        kwargs |= {"resample": Image.Resampling.NEAREST, "do_rescale": False, "do_normalize": False}
+        if kwargs["do_pad"] and kwargs["max_num_patches"] is None:
+            raise ValueError("`do_pad` must be False with `segmentation_maps`, unless there is `max_num_patches`")
+        maps = [item.numpy() if self.backend == "pil" else item.to(device) for item in maps]
+        if kwargs["max_num_patches"] is None:
+            resized = self._preprocess(maps, **kwargs, return_tensors=None)["pixel_values"]
+        else:
+            resized = [self._resize_native(item, **kwargs) for item in maps]
+        resized = [torch.as_tensor(item)[0].long() for item in resized]
+        if kwargs["max_num_patches"] is None:
+            return BatchFeature({"labels": resized}, tensor_type=return_tensors or "pt")["labels"]
+        return [item.numpy() for item in resized] if return_tensors == "np" else resized
+
+    def _resize_native(self, image, max_num_patches, patch_size, do_resize, **kwargs) -> torch.Tensor:
+        """Resizes an image to whole patches, `max_num_patches` at most."""
+        patch_size = pair(patch_size)
+        height, width = image.shape[-2:]
+        rows, columns = get_patch_grid(height, width, patch_size, max_num_patches if do_resize else None)
+        size = SizeDict(height=rows * patch_size[0], width=columns * patch_size[1])
+        if not do_resize and ((height, width) != (size.height, size.width) or rows * columns > max_num_patches):
+            raise ValueError(
+                f"`do_resize` must be True unless images have whole patches of {patch_size} and at most "
+                f"{max_num_patches}, got one of {height} x {width} pixels"
+            )
+        kwargs |= {"max_num_patches": None, "size": size, "do_center_crop": False, "return_tensors": "pt"}
+        return self._preprocess([image], do_resize=do_resize, **(kwargs | {"do_pad": False}))["pixel_values"][0]
+
     def _preprocess_native(
-        self, images, max_num_patches, patch_size, do_resize, do_pad, return_tensors, **kwargs
+        self, images, max_num_patches, patch_size, do_pad, return_tensors, **kwargs
     ) -> BatchFeature:
         """Resizes images to whole patches, `max_num_patches` at most, cuts them, and pads them."""
         patch_size = pair(patch_size)
-        patches, grids = [], []
-        for image in images:
-            height, width = image.shape[-2:]
-            rows, columns = get_patch_grid(height, width, patch_size, max_num_patches if do_resize else None)
-            size = SizeDict(height=rows * patch_size[0], width=columns * patch_size[1])
-            if not do_resize and ((height, width) != (size.height, size.width) or rows * columns > max_num_patches):
-                raise ValueError(
-                    f"`do_resize` must be True unless images have whole patches of {patch_size} and at most "
-                    f"{max_num_patches}, got one of {height} x {width} pixels"
-                )
-            kwargs |= {"max_num_patches": None, "size": size, "do_center_crop": False, "return_tensors": "pt"}
-            pixels = self._preprocess([image], do_resize=do_resize, do_pad=False, **kwargs)["pixel_values"]
-            patches.append(cut_into_patches(pixels[0], patch_size))
-            grids.append((rows, columns))
+        pixels = [self._resize_native(image, max_num_patches, patch_size, **kwargs) for image in images]
+        patches = [cut_into_patches(image, patch_size) for image in pixels]
+        grids = [[size // patch for size, patch in zip(image.shape[1:], patch_size)] for image in pixels]
         spatial_shapes = torch.tensor(grids, device=patches[0].device)
         longest = max_num_patches if do_pad is not False else max(len(part) for part in patches)
         pixel_values = patches[0].new_zeros(len(patches), longest, patches[0].shape[1])
@@ -349,6 +427,39 @@ class MegaVitImageInputs:
             "spatial_shapes": spatial_shapes,
         }
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """
+        Turns logits into the class of each pixel.
+
+        Args:
+            outputs (`SemanticSegmenterOutput`): Of [`MegaVitForSemanticSegmentation`], for images of any form.
+            target_sizes (`list[tuple[int, int]]`, *optional*): Height and width to which each image's logits are
+                resized before. Without it, there is a class for each patch.
+
+        Returns:
+            `list[torch.Tensor]`: (height, width) of each image.
+        """
+        maps = resize_maps(outputs.logits, target_sizes)
+        return [scores.argmax(dim=0) for scores in maps]
+
+    def post_process_depth_estimation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        Brings depth maps to the sizes of the original images.
+
+        Args:
+            outputs (`DepthEstimatorOutput`): Of [`MegaVitForDepthEstimation`], for images of any form.
+            target_sizes (`list[tuple[int, int]]`, *optional*): Height and width of each. Without it, nothing changes.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: `predicted_depth`, (height, width) in metres, of each image.
+        """
+        maps = resize_maps([depth[None] for depth in outputs.predicted_depth], target_sizes)
+        return [{"predicted_depth": depth[0]} for depth in maps]
 
     def to_patches(self, image, grid: tuple[int, int], **kwargs) -> torch.Tensor:
         """

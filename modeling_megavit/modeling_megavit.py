@@ -25,7 +25,9 @@ What is unusual about it, compared with transformers' ViT:
   https://huggingface.co/papers/2307.06304): `MegaVitPacking` says which patch is whose, `MegaVitSegments` tells each
   attention backend so in its own form, and everything else works token by token;
 - pooling is multihead attention with one learned query (MAP, https://huggingface.co/papers/2106.04560), and its result
-  is what the classifier reads.
+  is what the classifiers of images and clips read;
+- the heads for segmentation, depth and masked images are linear in the patches' features, and give one map for each
+  image if the images differ in size.
 """
 
 import itertools
@@ -41,9 +43,18 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import initialization as init
 from transformers.activations import ACT2FN, GELUActivation
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, ModelOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    DepthEstimatorOutput,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+    ModelOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
@@ -146,6 +157,35 @@ def pad_images(tokens: torch.Tensor, cu_seq_lens: torch.Tensor, num_tokens: int)
     padded = tokens.new_zeros(*is_real.shape, tokens.shape[2])
     padded[is_real] = tokens[0]
     return padded
+
+
+def split_maps(
+    values: torch.Tensor, grids: tuple[int, int] | list[list[int]], num_prefix_tokens: int = 0, is_padded: bool = False
+) -> torch.Tensor | list[torch.Tensor]:
+    """
+    Lays what was computed for each patch out on the grids of the images.
+
+    Args:
+        values (`torch.Tensor`): (images, tokens, n), or (1, all tokens, n) of a packed sequence.
+        grids (`tuple[int, int]` or `list[list[int]]`): Rows and columns, of all images or of each.
+        num_prefix_tokens (`int`): Number of tokens in front of each image's patches, which are left out.
+        is_padded (`bool`): Whether images with grids of their own come one by one instead of in one sequence.
+
+    Returns:
+        `torch.Tensor` (images, n, rows, columns), or with a grid for each image a list of (n, rows, columns).
+    """
+    if isinstance(grids, tuple):
+        return values[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, grids)
+    sizes = [num_prefix_tokens + rows * columns for rows, columns in grids]
+    images = values if is_padded else values[0].split(sizes)
+    parts = [image[num_prefix_tokens:size].T for image, size in zip(images, sizes)]
+    return [part.unflatten(1, grid) for part, grid in zip(parts, grids)]
+
+
+def spread_patches(maps: torch.Tensor, patch_size: list[int]) -> torch.Tensor:
+    """(..., patch_dim, rows, columns) -> (..., channels, height, width): puts together what `cut_patches` cut."""
+    pixels = maps.unflatten(-3, (*patch_size, -1)).movedim(-3, -5)  # (..., channels, y, x, rows, columns)
+    return pixels.movedim(-2, -4).transpose(-1, -2).flatten(-4, -3).flatten(-2)
 
 
 def fits_onednn(hidden_states: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -283,10 +323,11 @@ def resizing_taps(
 class MegaVitEmbeddings(nn.Module):
     """Patch embeddings plus position embeddings, behind the class token and the register tokens, where there are any."""
 
-    def __init__(self, config: MegaVitConfig):
+    def __init__(self, config: MegaVitConfig, use_mask_token: bool = False):
         super().__init__()
         self.config = config
         self.patch_embeddings = MegaVitPatchEmbeddings(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if use_mask_token else None
         self.cls_token = self.register_tokens = self.position_embeddings = None
         # CODEPATH: the class token is in the vit-* presets, not in the megavit-* presets, which pool by attention.
         if config.use_cls_token:
@@ -383,12 +424,20 @@ class MegaVitEmbeddings(nn.Module):
         pixel_values: torch.Tensor,
         spatial_shapes: torch.Tensor | None = None,
         packing: MegaVitPacking | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, MegaVitSegments | None]:
         if spatial_shapes is not None:
-            return self.embed_packed(pixel_values, spatial_shapes, packing)
-        return self.embed_images(pixel_values), None
+            return self.embed_packed(pixel_values, spatial_shapes, packing, bool_masked_pos)
+        return self.embed_images(pixel_values, bool_masked_pos), None
 
-    def embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def embed_patches(self, patches: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> torch.Tensor:
+        """Embeds patches without their positions; the mask token stands for those that are masked."""
+        embeddings = self.patch_embeddings(patches)
+        if bool_masked_pos is None:
+            return embeddings
+        return torch.where(bool_masked_pos[..., None], self.mask_token.to(embeddings.dtype), embeddings)
+
+    def embed_images(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
         """Embeds images of one size, (batch, channels, height, width)."""
         rows, columns = (size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size))
         patches = cut_patches(pixel_values, self.config.patch_size)
@@ -399,13 +448,17 @@ class MegaVitEmbeddings(nn.Module):
             kept = torch.rand(patches.shape[:2], device=patches.device).argsort(dim=1)[:, :num_kept]
             patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
             positions = positions[kept] if isinstance(positions, torch.Tensor) else positions
-        embeddings = self.patch_embeddings(patches) + positions
+        embeddings = self.embed_patches(patches, bool_masked_pos) + positions
         if (prefix := self.prefix_tokens()) is not None:
             embeddings = torch.cat([prefix.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
         return self.norm(self.dropout(embeddings))
 
     def embed_packed(
-        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor, packing: MegaVitPacking
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor,
+        packing: MegaVitPacking,
+        bool_masked_pos: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, MegaVitSegments]:
         """Embeds the patches of many images, (1, patches, patch_dim), and says which tokens are whose."""
         cu_seq_lens = packing["cu_seq_lens"].long()
@@ -418,7 +471,7 @@ class MegaVitEmbeddings(nn.Module):
             image_ids, position_ids = locate_patches(spatial_shapes, cu_seq_lens, patch_ids)
         else:
             image_ids = torch.searchsorted(cu_seq_lens[1:], patch_ids, right=True)
-        embeddings = self.patch_embeddings(pixel_values)
+        embeddings = self.embed_patches(pixel_values, bool_masked_pos)
         embeddings = embeddings + self.positions(position_ids, spatial_shapes[image_ids].T)
         segments = {"cu_seq_lens": cu_seq_lens.int(), "image_ids": image_ids, "patch_ids": patch_ids}
         if (prefix := self.prefix_tokens()) is not None:
@@ -828,11 +881,11 @@ class MegaVitLayer(GradientCheckpointingLayer):
 class MegaVitEncoder(nn.Module):
     """The blocks and the final norm."""
 
-    def __init__(self, config: MegaVitConfig):
+    def __init__(self, config: MegaVitConfig, num_layers: int):
         super().__init__()
         self.layer_type = config.layer_type
         # The rate grows linearly with depth, as in the paper on stochastic depth and in timm.
-        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        rates = torch.linspace(0, config.drop_path_rate, num_layers, device="cpu").tolist()
         self.layers = nn.ModuleList([MegaVitLayer(config, rate) for rate in rates])
         # CODEPATH: timm's models that pool by the mean have no norm here; every preset has.
         self.norm = build_norm(config, config.hidden_size) if config.use_final_norm else nn.Identity()
@@ -930,8 +983,8 @@ class MegaVitModelOutput(BaseModelOutputWithPooling):
         The normalised tokens of each image (class token, register tokens, patches row by row): (batch, tokens,
         hidden_size) for images of one size; (batch, most tokens, hidden_size), filled up with zeros, for padded input;
         (1, all tokens, hidden_size) for packed input and for a list.
-    pooler_output (`torch.FloatTensor` of shape `(images, config.pooled_size)`):
-        One vector for each image.
+    pooler_output (`torch.FloatTensor` of shape `(images, config.pooled_size)`, *optional*):
+        One vector for each image, if the model has a pooler.
     cu_seq_lens (`torch.Tensor` of shape `(images + 1,)`, *optional*, returned unless the images have one size):
         Where the tokens of each image begin in a packed sequence, and where those of the last one end. `hidden_states`
         and `attentions` are those of the packed sequence. [`unpack`] takes them apart.
@@ -962,7 +1015,7 @@ def unpack(outputs: ModelOutput) -> list[ModelOutput]:
     Takes the outputs of a batch apart, whatever form its images had.
 
     Args:
-        outputs (`ModelOutput`): What [`MegaVitModel`] or a model with a head returns.
+        outputs (`ModelOutput`): What [`MegaVitModel`] or [`MegaVitForImageClassification`] returns.
 
     Returns:
         `list[ModelOutput]`: for each image what the model returns for a batch of this image alone, without a loss.
@@ -1021,7 +1074,10 @@ class MegaVitPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, MegaVitEmbeddings):
             # The registers are not zero, as the class token is: equal tokens without positions would stay equal.
-            stds = {"cls_token": 0.0, "register_tokens": self.config.initializer_range}
+            stds = {
+                "cls_token": 0.0,
+                **dict.fromkeys(("register_tokens", "mask_token"), self.config.initializer_range),
+            }
             for name, parameter in module.named_parameters(recurse=False):
                 init.normal_(parameter, std=stds.get(name, self.config.hidden_size**-0.5))
         elif isinstance(module, MegaVitLayerScale):
@@ -1029,6 +1085,8 @@ class MegaVitPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MegaVitPooler) and module.pooling_type == "attention":
             bound = math.sqrt(6 / (1 + self.config.hidden_size))  # Xavier's for a kernel from 1 to hidden_size
             init.uniform_(module.probe, -bound, bound)
+        elif isinstance(module, MegaVitTemporalEncoder):
+            init.normal_(module.position_embeddings, std=self.config.hidden_size**-0.5)
         else:
             super()._init_weights(module)
 
@@ -1039,13 +1097,37 @@ class MegaVitPreTrainedModel(PreTrainedModel):
     """
 )
 class MegaVitModel(MegaVitPreTrainedModel):
-    def __init__(self, config: MegaVitConfig):
+    def __init__(
+        self,
+        config: MegaVitConfig,
+        add_pooling_layer: bool = True,
+        use_mask_token: bool = False,
+        is_frozen: bool = False,
+    ):
+        r"""
+        add_pooling_layer (`bool`, *optional*, defaults to `True`):
+            Whether there is a `pooler_output`.
+        use_mask_token (`bool`, *optional*, defaults to `False`):
+            Whether there is a token that stands for masked patches.
+        is_frozen (`bool`, *optional*, defaults to `False`):
+            Whether the model stays in evaluation mode and its parameters get no gradients.
+        """
         super().__init__(config)
-        self.embeddings = MegaVitEmbeddings(config)
-        self.encoder = MegaVitEncoder(config)
-        self.pooler = MegaVitPooler(config)
+        self.embeddings = MegaVitEmbeddings(config, use_mask_token)
+        self.encoder = MegaVitEncoder(config, config.num_hidden_layers)
+        self.pooler = MegaVitPooler(config) if add_pooling_layer else None
+        self.is_frozen = is_frozen
         # Initialize weights and apply final processing
         self.post_init()
+        if self.pooler is None:  # a plan may name nothing that is left out
+            self._tp_plan = {name: style for name, style in self._tp_plan.items() if not name.startswith("pooler.")}
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """As usual, unless the model is frozen. Loading, which makes every parameter trainable, ends here too."""
+        if self.is_frozen:
+            self.requires_grad_(False)
+        return super().train(mode and not self.is_frozen)
 
     def _check_images(self, pixel_values: torch.Tensor | None, where: str = ""):
         """Raises for anything but images (batch, channels, height, width) of whole patches."""
@@ -1084,7 +1166,8 @@ class MegaVitModel(MegaVitPreTrainedModel):
         packing: MegaVitPacking | None,
     ):
         """Raises for padded or packed patches if the shapes of the arguments do not fit together."""
-        patch_dim = math.prod(self.config.patch_size) * self.config.num_channels
+        patch_height, patch_width = self.config.patch_size  # torch.compile can't multiply what is no plain list
+        patch_dim = patch_height * patch_width * self.config.num_channels
         if pixel_values.shape[2] != patch_dim:
             raise ValueError(f"`pixel_values` must have patches of {patch_dim} numbers, got {pixel_values.shape[2]}.")
         is_padded, got = (
@@ -1142,6 +1225,32 @@ class MegaVitModel(MegaVitPreTrainedModel):
                 f"`pixel_values` must have at most {config.grid_size} patches, rows and columns, for the factorized "
                 f"position embeddings of `config.image_size` {config.image_size}, got {tuple(grid)}."
             )
+
+    def _prepare_mask(
+        self,
+        bool_masked_pos: torch.Tensor,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None,
+        patches: torch.Tensor,
+    ) -> torch.Tensor:
+        """Checks the mask of the patches, and packs it as `_prepare_inputs` has packed `patches`."""
+        if self.embeddings.mask_token is None:
+            raise TypeError("`bool_masked_pos` needs a mask token, which only MegaVitForMaskedImageModeling has.")
+        if self.training and self.config.token_dropout_prob:
+            raise ValueError("`bool_masked_pos` needs every patch, but `config.token_dropout_prob` drops some.")
+        if patches.ndim == 4:
+            rows, columns = (size // patch for size, patch in zip(patches.shape[2:], self.config.patch_size))
+            expected = (patches.shape[0], rows * columns)
+        else:
+            expected = tuple((patches if pixel_attention_mask is None else pixel_values).shape[:2])
+        if tuple(bool_masked_pos.shape) != expected:
+            raise ValueError(
+                f"`bool_masked_pos` must say of each patch whether it is masked, {expected}, got "
+                f"{tuple(bool_masked_pos.shape)}."
+            )
+        if pixel_attention_mask is not None:
+            bool_masked_pos = bool_masked_pos[pixel_attention_mask.bool()][None]
+        return bool_masked_pos.bool()
 
     def _prepare_inputs(
         self,
@@ -1256,22 +1365,101 @@ class MegaVitModel(MegaVitPreTrainedModel):
             Accepted because transformers' ViT has it. The position embeddings follow the size of the images without
             it; `False` refuses images of any other size than `config.image_size`.
         """
+        # No argument of its own, because only the model below MegaVitForMaskedImageModeling has a mask token.
+        bool_masked_pos = kwargs.pop("bool_masked_pos", None)
         # The others of TransformersKwargs are a language model's; attention would take some of them, and ignore the rest.
         if unknown := kwargs.keys() - {"num_items_in_batch", "output_attentions", "output_hidden_states"}:
             raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments: {', '.join(sorted(unknown))}.")
         patch_arguments = (pixel_attention_mask, spatial_shapes, packing)
         inputs = self._prepare_inputs(pixel_values, *patch_arguments, only_grid=interpolate_pos_encoding is False)
-        hidden_states, segments = self.embeddings(*inputs)
+        if bool_masked_pos is not None:
+            bool_masked_pos = self._prepare_mask(bool_masked_pos, pixel_values, pixel_attention_mask, inputs[0])
+        hidden_states, segments = self.embeddings(*inputs, bool_masked_pos=bool_masked_pos)
         if segments is not None:
             self._choose_backend(segments, inputs[2], hidden_states, bool(kwargs.get("output_attentions")))
         last_hidden_state = self.encoder(hidden_states, segments=segments, **kwargs)
-        pooler_output = self.pooler(last_hidden_state, segments=segments, **kwargs)
+        pooler_output = None
+        if self.pooler is not None:
+            pooler_output = self.pooler(last_hidden_state, segments=segments, **kwargs)
         cu_seq_lens = None if segments is None else segments["cu_seq_lens"]
         if pixel_attention_mask is not None:
             num_tokens = self.config.num_prefix_tokens + pixel_values.shape[1]
             last_hidden_state = pad_images(last_hidden_state, cu_seq_lens, num_tokens)
         return MegaVitModelOutput(
             last_hidden_state=last_hidden_state, pooler_output=pooler_output, cu_seq_lens=cu_seq_lens
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    What [`MegaVitBackbone`] returns.
+    """
+)
+@dataclass
+class MegaVitBackboneOutput(BackboneOutput):
+    r"""
+    cls_tokens (`tuple[torch.Tensor]`, *optional*, returned if `config.return_class_token`):
+        The class token of each chosen layer, (batch, hidden_size).
+    register_tokens (`tuple[torch.Tensor]`, *optional*, returned if `config.return_register_tokens`):
+        The register tokens of each chosen layer, (batch, config.num_register_tokens, hidden_size).
+    """
+
+    cls_tokens: tuple[torch.Tensor, ...] | None = None
+    register_tokens: tuple[torch.Tensor, ...] | None = None
+
+
+@auto_docstring(
+    custom_intro="""
+    The MegaVit encoder as a backbone of transformers' own decoders, such as UperNet's and DPT's.
+    """
+)
+class MegaVitBackbone(BackboneMixin, MegaVitModel):
+    def __init__(self, config: MegaVitConfig):
+        super().__init__(config, add_pooling_layer=False, is_frozen=config.freeze_backbone)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+
+    def _feature_map(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Returns (batch, hidden_size, rows, columns), or what a DPT reads, of the tokens of a layer."""
+        # CODEPATH: maps for UperNet and most other decoders, tokens for DPT; presets say nothing of decoders.
+        if self.config.reshape_hidden_states:
+            return split_maps(tokens, grid, self.config.num_prefix_tokens).contiguous()
+        patches = tokens[:, self.config.num_prefix_tokens :]
+        # DPT takes the first token for the class token. Without one, the mean says as much of the whole image.
+        # CODEPATH: the class token is in the vit-* presets, not in the megavit-* presets.
+        readout = tokens[:, :1] if self.config.use_cls_token else patches.mean(dim=1, keepdim=True)
+        return torch.cat([readout, patches], dim=1)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @auto_docstring
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> MegaVitBackboneOutput:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`):
+            Images of one size, any that the patch size divides.
+        """
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
+            raise ValueError("`pixel_values` must be a tensor (batch, channels, height, width) for a backbone.")
+        if self.training and self.config.token_dropout_prob:
+            raise ValueError("`config.token_dropout_prob` must be 0 to train a backbone, whose maps need every patch.")
+        outputs = MegaVitModel.forward(self, pixel_values, **kwargs)
+        grid = tuple(size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size))
+        layers = [outputs.hidden_states[self.stage_names.index(name)] for name in self.out_features]
+        # CODEPATH: as in DINOv2's backbone, every layer is normalised unless a decoder's checkpoint asks for it raw.
+        if self.config.apply_layernorm:
+            layers = [self.encoder.norm(tokens) for tokens in layers]
+        asked = {}
+        # CODEPATH: as in DINOv3's backbone, for decoders that read it; no preset.
+        if self.config.return_class_token:
+            asked["cls_tokens"] = tuple(tokens[:, 0] for tokens in layers)
+        # CODEPATH: as above.
+        if self.config.return_register_tokens:
+            registers = slice(int(self.config.use_cls_token), self.config.num_prefix_tokens)
+            asked["register_tokens"] = tuple(tokens[:, registers] for tokens in layers)
+        return MegaVitBackboneOutput(
+            feature_maps=tuple(self._feature_map(tokens, grid) for tokens in layers),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **asked,
         )
 
 
@@ -1345,7 +1533,7 @@ def image_classification_loss(
 class MegaVitForImageClassification(MegaVitPreTrainedModel):
     def __init__(self, config: MegaVitConfig):
         super().__init__(config)
-        self.megavit = MegaVitModel(config)
+        self.megavit = MegaVitModel(config, is_frozen=config.freeze_backbone)
         self.classifier = nn.Linear(config.pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.loss_function = image_classification_loss
         # Initialize weights and apply final processing
@@ -1412,8 +1600,392 @@ class MegaVitForImageClassification(MegaVitPreTrainedModel):
         )
 
 
+def each(maps: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the maps of images of several sizes, or those of one size all together."""
+    return [maps] if isinstance(maps, torch.Tensor) else maps
+
+
+def pair_maps(
+    maps: torch.Tensor | list[torch.Tensor], labels: torch.Tensor | list[torch.Tensor], scale: list[int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """
+    Pairs what was predicted with what is true.
+
+    Args:
+        maps (`torch.Tensor` or `list[torch.Tensor]`): (images, n, rows, columns), or (n, rows, columns) of each image.
+        labels (`torch.Tensor` or `list[torch.Tensor]`): (images, height, width), or (height, width) of each image.
+        scale (`list[int]`): Number of labels, vertically and horizontally, beside one entry of a map.
+
+    Returns:
+        `list[tuple[torch.Tensor, torch.Tensor]]`: (images, n, rows, columns) and (images, height, width).
+
+    Raises:
+        `ValueError`: if a label map has another size than its image.
+    """
+    if isinstance(maps, torch.Tensor):
+        pairs = [(maps, labels)]
+    elif len(labels) != len(maps):
+        raise ValueError(f"`labels` must hold a map for each of the {len(maps)} images, got {len(labels)}.")
+    else:
+        pairs = [(image[None], label[None]) for image, label in zip(maps, labels)]
+    for image, label in pairs:
+        expected = (len(image), *(size * pixels for size, pixels in zip(image.shape[2:], scale)))
+        got = tuple(label.shape) if isinstance(label, torch.Tensor) else type(label).__name__
+        if got != expected:
+            raise ValueError(f"`labels` must have the size of the images, {expected}, got {got}.")
+    return [(image, label.to(image.device)) for image, label in pairs]
+
+
+def semantic_segmentation_loss(
+    labels: torch.Tensor | list[torch.Tensor],
+    logits: torch.Tensor | list[torch.Tensor],
+    config: MegaVitConfig,
+) -> torch.Tensor:
+    """
+    Computes the cross-entropy of the logits, resized to the labels, as a mean over all pixels that count.
+
+    Args:
+        labels (`torch.Tensor` or `list[torch.Tensor]`):
+            (batch, height, width), or (height, width) of each image: class indices, or
+            `config.semantic_loss_ignore_index`.
+        logits (`torch.Tensor` or `list[torch.Tensor]`):
+            (batch, num_labels, rows, columns), or (num_labels, rows, columns) of each image.
+
+    Returns:
+        The loss, a scalar in float32; 0 if no pixel counts.
+
+    Raises:
+        `ValueError`: if a label map has another size than its image, or a label is no class.
+    """
+    ignored, total, count = config.semantic_loss_ignore_index, 0.0, 0
+    for scores, target in pair_maps(logits, labels, config.patch_size):
+        is_counted = target != ignored
+        # On a GPU, torch's own kernel asserts this; to look at the values here would wait for the device.
+        if target.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = target[is_counted & ((target < 0) | (target >= config.num_labels))]
+            if wrong.numel():
+                raise ValueError(
+                    f"`labels` must be from 0 to {config.num_labels - 1}, or {ignored}, got {wrong[0].item()}."
+                )
+        scores = nn.functional.interpolate(scores.float(), size=target.shape[1:], mode="bilinear")
+        total = total + nn.functional.cross_entropy(scores, target.long(), ignore_index=ignored, reduction="sum")
+        count = count + is_counted.sum()
+    return total / count.clamp(min=1)
+
+
+def depth_estimation_loss(
+    labels: torch.Tensor | list[torch.Tensor], log_depth: torch.Tensor | list[torch.Tensor]
+) -> torch.Tensor:
+    """
+    Computes the squared error of log(1 + depth), as a mean over all pixels whose depth was measured.
+
+    Args:
+        labels (`torch.Tensor` or `list[torch.Tensor]`):
+            (batch, height, width), or (height, width) of each image: metres, and 0, NaN or infinity where nothing was
+            measured.
+        log_depth (`torch.Tensor` or `list[torch.Tensor]`):
+            (batch, 1, height, width), or (1, height, width) of each image.
+
+    Returns:
+        The loss, a scalar in float32.
+
+    Raises:
+        `ValueError`: if a label map has another size than its image, a depth is negative, or none was measured.
+    """
+    total, count, is_negative = 0.0, 0, False
+    for predicted, target in pair_maps(log_depth, labels, [1, 1]):
+        is_negative = is_negative | (target < 0).any()
+        is_valid = (target > 0) & target.isfinite()
+        error = predicted[:, 0].float() - torch.where(is_valid, target, 0).float().log1p()
+        total, count = total + (error.square() * is_valid).sum(), count + is_valid.sum()
+    if not torch.compiler.is_compiling():
+        if is_negative:
+            raise ValueError("`labels` must be depths in metres, or 0 where there is none, got a negative one.")
+        if not count:
+            raise ValueError("`labels` must have a pixel with a depth, got none.")
+    return total / count
+
+
+@auto_docstring(
+    custom_intro="""
+    What the heads have in common that say something of every patch.
+    """
+)
+class MegaVitDenseModel(MegaVitPreTrainedModel):
+    # Their losses are means over pixels, of which Trainer's count of labels knows nothing.
+    accepts_loss_kwargs = False
+
+    def _encode(
+        self,
+        pixel_values: torch.Tensor | list[torch.Tensor],
+        pixel_attention_mask: torch.Tensor | None,
+        spatial_shapes: torch.Tensor | None,
+        packing: MegaVitPacking | None,
+        **kwargs,
+    ) -> tuple[MegaVitModelOutput, Callable]:
+        """Returns the encoder's outputs, and `split_maps` for these images."""
+        if (self.megavit.training and self.config.token_dropout_prob) or "position_ids" in (packing or {}):
+            raise ValueError(
+                f"`{type(self).__name__}` needs every patch, but `config.token_dropout_prob` or `packing` drops some."
+            )
+        inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes, "packing": packing}
+        outputs = self.megavit(pixel_values, **inputs, **kwargs)
+        if spatial_shapes is None:
+            images = pixel_values if isinstance(pixel_values, list | tuple) else [pixel_values]
+            grids = [tuple(size // patch for size, patch in zip(i.shape[-2:], self.config.patch_size)) for i in images]
+            grids = grids if isinstance(pixel_values, list | tuple) else grids[0]
+        else:
+            grids = spatial_shapes.tolist()
+        return outputs, partial(split_maps, grids=grids, is_padded=pixel_attention_mask is not None)
+
+    def _decode(self, decoder: nn.Linear, outputs: MegaVitModelOutput, lay_out: Callable):
+        """Returns what a linear decoder makes of each patch, on the grids of the images."""
+        return lay_out(decoder(outputs.last_hidden_state), num_prefix_tokens=self.config.num_prefix_tokens)
+
+
+@auto_docstring(
+    custom_intro="""
+    The MegaVit encoder with a linear classifier of the patches for semantic segmentation: ViT-22B's decoder for few
+    examples (section 4.3.1), which is Segmenter's linear one (https://huggingface.co/papers/2105.05633).
+    """
+)
+class MegaVitForSemanticSegmentation(MegaVitDenseModel):
+    def __init__(self, config: MegaVitConfig):
+        super().__init__(config)
+        if config.num_labels < 2:
+            raise ValueError(f"`num_labels` must be at least 2 to segment, got {config.num_labels}.")
+        self.megavit = MegaVitModel(config, add_pooling_layer=False, is_frozen=config.freeze_backbone)
+        self.semantic_decoder = nn.Linear(config.hidden_size, config.num_labels)
+        # Initialize weights and apply final processing
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
+        labels: torch.Tensor | list[torch.Tensor] | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        packing: MegaVitPacking | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SemanticSegmenterOutput:
+        r"""
+        pixel_values (`torch.Tensor` or `list[torch.Tensor]`):
+            Images of one size, padded, packed or in a list, see [`MegaVitModel`]. The `logits` of images of one size are
+            (batch, num_labels, rows, columns); the others' are a list with (num_labels, rows, columns) of each image.
+        labels (`torch.Tensor` or `list[torch.Tensor]`, *optional*):
+            Class index of each pixel, or `config.semantic_loss_ignore_index`: (batch, height, width), or for images of
+            several sizes (height, width) of each.
+        pixel_attention_mask (`torch.Tensor` of shape `(batch, most patches)`, *optional*):
+            1 for patches of the image, 0 for padding.
+        spatial_shapes (`torch.Tensor` of shape `(images, 2)`, *optional*):
+            Rows and columns of the patch grid of each padded or packed image.
+        packing (`MegaVitPacking`, *optional*):
+            What [`build_packing`] makes of `spatial_shapes` for packed images.
+        """
+        outputs, lay_out = self._encode(pixel_values, pixel_attention_mask, spatial_shapes, packing, **kwargs)
+        logits = self._decode(self.semantic_decoder, outputs, lay_out)
+        loss = None if labels is None else semantic_segmentation_loss(labels, logits, self.config)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    The MegaVit encoder with a linear decoder for depth in metres: ViT-22B's simplest one (section 4.3.2). It computes
+    log(1 + depth) of the pixels of a patch from the patch's features, as a transposed convolution does.
+    """
+)
+class MegaVitForDepthEstimation(MegaVitDenseModel):
+    def __init__(self, config: MegaVitConfig):
+        super().__init__(config)
+        self.megavit = MegaVitModel(config, add_pooling_layer=False, is_frozen=config.freeze_backbone)
+        self.depth_decoder = nn.Linear(config.hidden_size, math.prod(config.patch_size))
+        # Initialize weights and apply final processing
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
+        labels: torch.Tensor | list[torch.Tensor] | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        packing: MegaVitPacking | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DepthEstimatorOutput:
+        r"""
+        pixel_values (`torch.Tensor` or `list[torch.Tensor]`):
+            Images of one size, padded, packed or in a list, see [`MegaVitModel`]. The `predicted_depth` of images of one
+            size is (batch, height, width); the others' is a list with (height, width) of each image. It is in metres.
+        labels (`torch.Tensor` or `list[torch.Tensor]`, *optional*):
+            Depth of each pixel in metres, and 0, NaN or infinity where none was measured: (batch, height, width), or
+            for images of several sizes (height, width) of each.
+        pixel_attention_mask (`torch.Tensor` of shape `(batch, most patches)`, *optional*):
+            1 for patches of the image, 0 for padding.
+        spatial_shapes (`torch.Tensor` of shape `(images, 2)`, *optional*):
+            Rows and columns of the patch grid of each padded or packed image.
+        packing (`MegaVitPacking`, *optional*):
+            What [`build_packing`] makes of `spatial_shapes` for packed images.
+        """
+        outputs, lay_out = self._encode(pixel_values, pixel_attention_mask, spatial_shapes, packing, **kwargs)
+        maps = self._decode(self.depth_decoder, outputs, lay_out)
+        log_depth = [spread_patches(image.float(), self.config.patch_size) for image in each(maps)]
+        depth = [image.squeeze(-3).expm1().clamp(min=0) for image in log_depth]
+        if isinstance(maps, torch.Tensor):
+            (log_depth,), (depth,) = log_depth, depth
+        return DepthEstimatorOutput(
+            loss=None if labels is None else depth_estimation_loss(labels, log_depth),
+            predicted_depth=depth,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    The MegaVit encoder with a linear decoder of the pixels of masked patches, for pre-training as SimMIM
+    (https://huggingface.co/papers/2111.09886), on images of any size.
+    """
+)
+class MegaVitForMaskedImageModeling(MegaVitDenseModel):
+    def __init__(self, config: MegaVitConfig):
+        super().__init__(config)
+        self.megavit = MegaVitModel(
+            config, add_pooling_layer=False, use_mask_token=True, is_frozen=config.freeze_backbone
+        )
+        self.pixel_decoder = nn.Linear(config.hidden_size, math.prod(config.patch_size) * config.num_channels)
+        # Initialize weights and apply final processing
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        packing: MegaVitPacking | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedImageModelingOutput:
+        r"""
+        pixel_values (`torch.Tensor` or `list[torch.Tensor]`):
+            Images of one size, padded, packed or in a list, see [`MegaVitModel`]. The `reconstruction` of images of one
+            size is (batch, channels, height, width); the others' is a list with (channels, height, width) of each.
+        bool_masked_pos (`torch.Tensor` of shape `(batch, patches)`, *optional*):
+            True for masked patches: those of each image row by row, or (1, all patches) of packed images and of a list.
+            With it comes the loss, the mean absolute error of the masked pixels.
+        pixel_attention_mask (`torch.Tensor` of shape `(batch, most patches)`, *optional*):
+            1 for patches of the image, 0 for padding.
+        spatial_shapes (`torch.Tensor` of shape `(images, 2)`, *optional*):
+            Rows and columns of the patch grid of each padded or packed image.
+        packing (`MegaVitPacking`, *optional*):
+            What [`build_packing`] makes of `spatial_shapes` for packed images.
+        """
+        kwargs["bool_masked_pos"] = bool_masked_pos
+        outputs, lay_out = self._encode(pixel_values, pixel_attention_mask, spatial_shapes, packing, **kwargs)
+        maps = self._decode(self.pixel_decoder, outputs, lay_out)
+        images = [spread_patches(image, self.config.patch_size) for image in each(maps)]
+        loss = None
+        if bool_masked_pos is not None:
+            patches = self._patches(pixel_values)
+            masks = each(lay_out(bool_masked_pos.to(patches.device, torch.bool)[..., None]))
+            errors = (predicted - true for predicted, true in zip(each(maps), each(lay_out(patches))))
+            total = sum((error.float().abs() * mask).sum() for error, mask in zip(errors, masks))
+            loss = total / (sum(mask.sum() for mask in masks) * patches.shape[2]).clamp(min=1)
+        return MaskedImageModelingOutput(
+            loss=loss,
+            reconstruction=images[0] if isinstance(maps, torch.Tensor) else images,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _patches(self, pixel_values: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        """Returns (batch, patches, patch_dim), or (1, all patches, patch_dim) of a list."""
+        if isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 3:
+            return pixel_values
+        if isinstance(pixel_values, torch.Tensor):
+            return cut_patches(pixel_values, self.config.patch_size)
+        return torch.cat([cut_patches(image[None], self.config.patch_size) for image in pixel_values], dim=1)
+
+
+class MegaVitTemporalEncoder(nn.Module):
+    """Blocks over the pooled features of a clip's frames, (batch, frames, pooled_size) -> (batch, hidden_size)."""
+
+    def __init__(self, config: MegaVitConfig):
+        super().__init__()
+        self.projection = nn.Linear(config.pooled_size, config.hidden_size)
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_frames, config.hidden_size))
+        self.encoder = MegaVitEncoder(config, config.num_temporal_layers)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.projection(features) + self.position_embeddings[:, : features.shape[1]]
+        return self.encoder(hidden_states).mean(dim=1)
+
+
+@auto_docstring(
+    custom_intro="""
+    MegaVit on the frames of a clip, with a small transformer over their pooled features and a linear classifier: how
+    ViT-22B's frozen features were applied to videos (section 4.4).
+    """
+)
+class MegaVitForVideoClassification(MegaVitPreTrainedModel):
+    input_modalities = ("video",)
+
+    def __init__(self, config: MegaVitConfig):
+        super().__init__(config)
+        self.megavit = MegaVitModel(config, is_frozen=config.freeze_backbone)
+        self.temporal_encoder = MegaVitTemporalEncoder(config)
+        self.video_classifier = (
+            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        )
+        self.loss_function = image_classification_loss
+        # Initialize weights and apply final processing
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(batch, frames, channels, height, width)`):
+            Clips of 2 to `config.num_frames` frames, of any height and width that the patch size divides. The
+            `hidden_states` and `attentions` are those of the frames, one clip's behind the other's.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            As of [`MegaVitForImageClassification`].
+        """
+        shape = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else None
+        if shape is None or len(shape) != 5 or not 2 <= shape[1] <= self.config.num_frames:
+            raise ValueError(
+                f"`pixel_values` must be clips (batch, frames, channels, height, width) of 2 to {self.config.num_frames} "
+                f"frames, got {shape or type(pixel_values).__name__}."
+            )
+        outputs: MegaVitModelOutput = self.megavit(pixel_values.flatten(0, 1), **kwargs)
+        features = outputs.pooler_output.unflatten(0, shape[:2])
+        logits = self.video_classifier(self.temporal_encoder(features))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 __all__ = [
+    "MegaVitBackbone",
+    "MegaVitForDepthEstimation",
     "MegaVitForImageClassification",
+    "MegaVitForMaskedImageModeling",
+    "MegaVitForSemanticSegmentation",
+    "MegaVitForVideoClassification",
     "MegaVitModel",
     "MegaVitPacking",
     "MegaVitPreTrainedModel",

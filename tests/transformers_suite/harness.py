@@ -16,14 +16,20 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import cached_assets_path
 from PIL import Image
 from transformers.exporters import DynamoConfig, DynamoExporter
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
-from transformers.pipelines import ImageClassificationPipeline, ImageFeatureExtractionPipeline
+from transformers.pipelines import (
+    DepthEstimationPipeline,
+    ImageClassificationPipeline,
+    ImageFeatureExtractionPipeline,
+    ImageSegmentationPipeline,
+)
 from transformers.testing_utils import torch_device
 
 
@@ -56,13 +62,15 @@ def fetch_tests() -> Path:
     return tests
 
 
-def register(model_type: str, model: type, classifier: type, image_processors: dict[str, type]) -> None:
+def register(model_type: str, models: dict[str, type], image_processors: dict[str, type]) -> None:
     """
-    Enters an out-of-tree model into the tables of class names that the common tests consult. A class they do not find
-    there gets no labels, no gradient checks and no pipeline, without a word.
+    Enters an out-of-tree model into the tables of class names that the common tests consult, under `MODEL_FOR_...` without
+    these words, or "" for the bare model. A class they do not find there gets no labels, no gradient checks and no
+    pipeline, without a word.
     """
-    MODEL_MAPPING_NAMES[model_type] = model.__name__
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[model_type] = classifier.__name__
+    for table, model in models.items():
+        names = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES" if table else "MODEL_MAPPING_NAMES")
+        names[model_type] = model.__name__
     IMAGE_PROCESSOR_MAPPING_NAMES[model_type] = {name: cls.__name__ for name, cls in image_processors.items()}
     for cls in image_processors.values():
         setattr(transformers, cls.__name__, cls)  # where the pipeline tests look a processor up
@@ -173,6 +181,37 @@ class ImageFeatureExtractionPipelineTests(_ImagePipelineTests):
         assert features.isfinite().all()
 
 
+class ImageSegmentationPipelineTests(_ImagePipelineTests):
+    """Answers are a mask of the image's size for each class that occurs."""
+
+    pipeline_class = ImageSegmentationPipeline
+
+    def check(self, pipeline, answer):
+        """The masks share the image out among known labels."""
+        assert {item["label"] for item in answer} <= set(pipeline.model.config.label2id)
+        assert all(item["mask"].size == (640, 480) for item in answer)
+        assert sum(np.asarray(item["mask"], dtype=int) for item in answer).tolist() == [[255] * 640] * 480
+
+
+class DepthEstimationPipelineTests(_ImagePipelineTests):
+    """Answers are a depth map of the image's size, and a picture of it."""
+
+    pipeline_class = DepthEstimationPipeline
+
+    def check(self, pipeline, answer):
+        """Finite depths that differ."""
+        assert answer["predicted_depth"].shape == (480, 640)
+        assert answer["predicted_depth"].isfinite().all()
+        assert answer["depth"].getextrema() == (0, 255)
+
+    def run_pipeline_test(self, pipeline, examples):
+        """As for the others, whose answers have no tensors to compare."""
+        for answer in pipeline([examples[0].convert(mode) for mode in ("RGB", "RGBA", "LA", "L", "P", "CMYK")]):
+            self.check(pipeline, answer)
+        image, path = (pipeline(example)["predicted_depth"] for example in examples)
+        assert torch.equal(image, path), "a path and the image it leads to differ"
+
+
 def _stand_in(name: str, **contents) -> types.ModuleType:
     """Makes a module, and the packages above it, importable."""
     parent = name.rpartition(".")[0]
@@ -197,11 +236,15 @@ _stand_in("fetch_hub_objects_for_ci", url_to_local_path=_drawn_image)
 # Two suites execute transformers/__init__.py anew from the checkout they expect around them: the installed one serves.
 with mock.patch.object(transformers.utils, "direct_transformers_import", return_value=transformers):
     configuration_tests = importlib.import_module(f"{PACKAGE}.test_configuration_common")
+    backbone_tests = importlib.import_module(f"{PACKAGE}.test_backbone_common")
     modeling_tests = importlib.import_module(f"{PACKAGE}.test_modeling_common")
     pipeline_tests = importlib.import_module(f"{PACKAGE}.test_pipeline_mixin")
     image_processing_tests = importlib.import_module(f"{PACKAGE}.test_image_processing_common")
 
-pipeline_tests.pipeline_test_mapping["image-classification"]["test"] = f"{__name__}.ImageClassificationPipelineTests"
-pipeline_tests.pipeline_test_mapping["image-feature-extraction"]["test"] = (
-    f"{__name__}.ImageFeatureExtractionPipelineTests"
-)
+for _task, _tests in {
+    "image-classification": ImageClassificationPipelineTests,
+    "image-feature-extraction": ImageFeatureExtractionPipelineTests,
+    "image-segmentation": ImageSegmentationPipelineTests,
+    "depth-estimation": DepthEstimationPipelineTests,
+}.items():
+    pipeline_tests.pipeline_test_mapping[_task]["test"] = f"{__name__}.{_tests.__name__}"

@@ -13,14 +13,19 @@ from unittest import mock
 import harness
 import torch
 import transformers
-from harness import configuration_tests, image_processing_tests, modeling_tests, pipeline_tests
+from harness import backbone_tests, configuration_tests, image_processing_tests, modeling_tests, pipeline_tests
 from torch import nn
 from transformers.testing_utils import torch_device
 from transformers.utils import is_torchvision_available
 
 from modeling_megavit import (
+    MegaVitBackbone,
     MegaVitConfig,
+    MegaVitForDepthEstimation,
     MegaVitForImageClassification,
+    MegaVitForMaskedImageModeling,
+    MegaVitForSemanticSegmentation,
+    MegaVitForVideoClassification,
     MegaVitImageProcessor,
     MegaVitImageProcessorPil,
     MegaVitModel,
@@ -32,7 +37,16 @@ MEGAVIT_IMAGE_PROCESSORS = {"torchvision": MegaVitImageProcessor, "pil": MegaVit
 if not is_torchvision_available():
     del VIT_IMAGE_PROCESSORS["torchvision"], MEGAVIT_IMAGE_PROCESSORS["torchvision"]
 
-harness.register("megavit", MegaVitModel, MegaVitForImageClassification, MEGAVIT_IMAGE_PROCESSORS)
+MODELS = {
+    "": MegaVitModel,
+    "BACKBONE": MegaVitBackbone,
+    "DEPTH_ESTIMATION": MegaVitForDepthEstimation,
+    "IMAGE_CLASSIFICATION": MegaVitForImageClassification,
+    "MASKED_IMAGE_MODELING": MegaVitForMaskedImageModeling,
+    "SEMANTIC_SEGMENTATION": MegaVitForSemanticSegmentation,
+    "VIDEO_CLASSIFICATION": MegaVitForVideoClassification,
+}
+harness.register("megavit", MODELS, MEGAVIT_IMAGE_PROCESSORS)
 
 
 class VisionModelTester:
@@ -68,8 +82,9 @@ class VisionModelTester:
 
 
 class VisionModelTests(modeling_tests.ModelTesterMixin, pipeline_tests.PipelineTesterMixin):
-    """What each `<Model>Test` class of transformers adds to the mixins for an image classifier."""
+    """What each `<Model>Test` class of transformers adds to the mixins for an image model."""
 
+    model_tester_class = VisionModelTester
     config_class: ClassVar[type]
     seq_length: ClassVar[int]
     overrides: ClassVar[dict[str, Any]] = {}
@@ -85,7 +100,7 @@ class VisionModelTests(modeling_tests.ModelTesterMixin, pipeline_tests.PipelineT
 
     @classmethod
     def new_model_tester(cls):
-        return VisionModelTester(cls.config_class, cls.seq_length, **cls.overrides)
+        return cls.model_tester_class(cls.config_class, cls.seq_length, **cls.overrides)
 
     @classmethod
     def new_image_processor(cls, config):
@@ -111,6 +126,10 @@ class VisionModelTests(modeling_tests.ModelTesterMixin, pipeline_tests.PipelineT
             self.assertIsInstance(model.get_input_embeddings(), nn.Module)
             output = model.get_output_embeddings()
             self.assertTrue(output is None or isinstance(output, nn.Linear))
+
+
+class ClassifierTests(VisionModelTests):
+    """The same for a bare model and a classifier of images."""
 
     # Over there these two ask for timm, and timm for torchvision; neither takes part in them.
     def test_pipeline_image_feature_extraction(self):
@@ -138,7 +157,7 @@ class VisionModelTests(modeling_tests.ModelTesterMixin, pipeline_tests.PipelineT
             self.assertEqual(logits.shape, (2, 10))
 
 
-class ViTModelTest(VisionModelTests, unittest.TestCase):
+class ViTModelTest(ClassifierTests, unittest.TestCase):
     """The control, with the two heads that MegaVit has."""
 
     all_model_classes = (transformers.ViTModel, transformers.ViTForImageClassification)
@@ -154,7 +173,7 @@ class ViTModelTest(VisionModelTests, unittest.TestCase):
         return next(iter(VIT_IMAGE_PROCESSORS.values()))(size=size)
 
 
-class MegaVitModelTest(VisionModelTests, unittest.TestCase):
+class MegaVitModelTest(ClassifierTests, unittest.TestCase):
     """ViT-22B's block: parallel, RMSNorm, normalised queries and keys, attention pooling, learned positions."""
 
     all_model_classes = (MegaVitModel, MegaVitForImageClassification)
@@ -219,6 +238,81 @@ class MegaVitSeedModelTest(MegaVitModelTest):
 
         with mock.patch.object(modeling_tests, "_config_zero_init", zero_init_without_layer_scale):
             super().test_can_load_ignoring_mismatched_shapes()
+
+
+class ViTMaskedModelTest(VisionModelTests, unittest.TestCase):
+    """The control of the heads that say something of every patch."""
+
+    all_model_classes = (transformers.ViTForMaskedImageModeling,)
+    pipeline_model_mapping: ClassVar = {}
+    config_class = transformers.ViTConfig
+    overrides: ClassVar = {"encoder_stride": 2}
+    seq_length = 226
+    new_image_processor = ViTModelTest.new_image_processor
+
+
+class MegaVitDenseModelTest(VisionModelTests, unittest.TestCase):
+    """The heads that say something of every patch."""
+
+    all_model_classes = (MegaVitForMaskedImageModeling, MegaVitForSemanticSegmentation, MegaVitForDepthEstimation)
+    pipeline_model_mapping: ClassVar = dict(
+        zip(("image-segmentation", "depth-estimation"), all_model_classes[1:], strict=True)
+    )
+    config_class = MegaVitConfig
+    seq_length = 225
+    new_image_processor = MegaVitModelTest.new_image_processor
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        """As over there, where no model of depth has labels."""
+        inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if model_class is MegaVitForDepthEstimation and return_labels:
+            inputs_dict["labels"] = torch.ones(inputs_dict["pixel_values"][:, 0].shape, device=torch_device)
+        return inputs_dict
+
+    def test_common_tests_know_the_heads(self):
+        """Unregistered, they would get no labels, and the tests of their gradients would pass without one."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class, name in zip(self.all_model_classes, ("bool_masked_pos", "labels", "labels"), strict=True):
+            self.assertIn(name, self._prepare_for_class(inputs, model_class, return_labels=True))
+
+
+class VideoModelTester(VisionModelTester):
+    """Clips of three frames."""
+
+    batch_size = 3
+
+    def prepare_config_and_inputs_for_common(self):
+        shape = [self.batch_size, 3, self.num_channels, self.image_size, self.image_size]
+        return self.get_config(), {"pixel_values": modeling_tests.floats_tensor(shape)}
+
+
+class MegaVitVideoModelTest(VisionModelTests, unittest.TestCase):
+    """The classifier of clips. Transformers' own have no frozen or pooled frames, so it has no control."""
+
+    model_tester_class = VideoModelTester
+    all_model_classes = (MegaVitForVideoClassification,)
+    pipeline_model_mapping: ClassVar = {}
+    config_class = MegaVitConfig
+    overrides: ClassVar = {"num_frames": 3, "num_temporal_layers": 1}
+    seq_length = 225
+    new_image_processor = MegaVitModelTest.new_image_processor
+
+
+class Dinov2BackboneTest(backbone_tests.BackboneTesterMixin, unittest.TestCase):
+    """The control of the backbone."""
+
+    all_model_classes = (transformers.Dinov2Backbone,)
+    config_class = transformers.Dinov2Config
+
+    def setUp(self):
+        self.model_tester = VisionModelTester(self.config_class, 226, out_indices=[0, 2])
+
+
+class MegaVitBackboneTest(Dinov2BackboneTest):
+    """Feature maps."""
+
+    all_model_classes = (MegaVitBackbone,)
+    config_class = MegaVitConfig
 
 
 class ImageProcessingTester(image_processing_tests.ImageProcessingTester):

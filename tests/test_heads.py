@@ -1,0 +1,518 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Segmentation, depth, masked images and video: losses by hand, sizes, freezing, pipelines. Run: pytest tests/test_heads.py"""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForSemanticSegmentation,
+    AutoModelForVideoClassification,
+)
+
+from modeling_megavit import (
+    MegaVitBackbone,
+    MegaVitConfig,
+    MegaVitForDepthEstimation,
+    MegaVitForImageClassification,
+    MegaVitForMaskedImageModeling,
+    MegaVitForSemanticSegmentation,
+    MegaVitForVideoClassification,
+    MegaVitImageProcessor,
+    MegaVitImageProcessorPil,
+    MegaVitModel,
+    build_packing,
+)
+from modeling_megavit.modeling_megavit import cut_patches, split_maps, spread_patches
+
+
+DENSE = {
+    MegaVitForSemanticSegmentation: ("logits", "semantic_decoder"),
+    MegaVitForDepthEstimation: ("predicted_depth", "depth_decoder"),
+    MegaVitForMaskedImageModeling: ("reconstruction", "pixel_decoder"),
+}
+HEADS = {**{head: parts for head, (_, *parts) in DENSE.items()}, MegaVitForVideoClassification: []}
+HEADS[MegaVitForVideoClassification] = ["temporal_encoder", "video_classifier"]
+SIZES = [(16, 48), (48, 16), (32, 32)]  # a panorama of 3:1, a portrait, a square
+
+
+def build(head, **kwargs):
+    """A head on two layers, with patches of 8 pixels."""
+    torch.manual_seed(0)
+    small = dict(num_labels=4, num_frames=4, num_temporal_layers=2)
+    return head(MegaVitConfig.from_preset("megavit-test", **{**small, **kwargs})).eval()
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def example(head, size=(32, 32)):
+    """Two inputs of a head with what it learns from."""
+    images, (height, width) = draw(2, 3, *size), size
+    generator = torch.Generator().manual_seed(0)
+    if head is MegaVitForSemanticSegmentation:
+        return {"pixel_values": images, "labels": torch.randint(0, 4, (2, *size), generator=generator)}
+    if head is MegaVitForDepthEstimation:
+        return {"pixel_values": images, "labels": torch.rand(2, *size, generator=generator) * 80 + 0.1}
+    if head is MegaVitForMaskedImageModeling:
+        mask = torch.rand(2, height * width // 64, generator=generator) < 0.5
+        return {"pixel_values": images, "bool_masked_pos": mask}
+    return {"pixel_values": draw(2, 3, 3, *size), "labels": torch.tensor([0, 3])}
+
+
+def constant(model, values):
+    """Makes a decoder say the same of every patch."""
+    decoder = getattr(model, DENSE[type(model)][1])
+    nn.init.zeros_(decoder.weight)
+    decoder.bias.data[:] = torch.as_tensor(values)
+    return model
+
+
+# ---------------------------------------------- layout ----------------------------------------------
+
+
+def test_patches_are_put_together_as_they_were_cut():
+    images = draw(2, 3, 16, 12)
+    maps = split_maps(cut_patches(images, [8, 4]), (2, 3))
+    assert torch.equal(spread_patches(maps, [8, 4]), images)
+    assert torch.equal(spread_patches(maps[1], [8, 4]), images[1])
+
+
+def test_maps_of_several_sizes_lie_behind_each_other_or_padded():
+    tokens = torch.arange(14.0).view(1, 14, 1)  # a prefix token and 2 * 3 patches, then another one and 3 * 2
+    first, second = split_maps(tokens, [[2, 3], [3, 2]], num_prefix_tokens=1)
+    assert first.tolist() == [[[1, 2, 3], [4, 5, 6]]]
+    assert second.tolist() == [[[8, 9], [10, 11], [12, 13]]]
+    padded = torch.arange(14.0).view(2, 7, 1)
+    first, second = split_maps(padded, [[1, 2], [3, 2]], num_prefix_tokens=1, is_padded=True)
+    assert first.tolist() == [[[1, 2]]]
+    assert second.tolist() == [[[8, 9], [10, 11], [12, 13]]]
+
+
+# ---------------------------------------------- losses ----------------------------------------------
+
+
+def test_the_segmentation_loss_is_the_cross_entropy_of_the_pixels_that_count():
+    model = constant(build(MegaVitForSemanticSegmentation), [0.0, math.log(3), 0.0, 0.0])  # class 1: 3 of 6
+    labels = torch.full((2, 32, 32), 255)
+    labels[0, 0, :3], labels[1, 5, 7] = 1, 2
+    loss = model(draw(2, 3, 32, 32), labels=labels).loss
+    assert loss.item() == pytest.approx((3 * math.log(2) + math.log(6)) / 4)
+    assert model(draw(2, 3, 32, 32), labels=torch.full((2, 32, 32), 255)).loss == 0
+
+
+def test_the_ignored_label_is_the_configured_one():
+    model = constant(build(MegaVitForSemanticSegmentation, semantic_loss_ignore_index=0), [0.0, math.log(3), 0.0, 0.0])
+    labels = torch.zeros(1, 32, 32, dtype=torch.long)
+    labels[0, 0, 0] = 1
+    assert model(draw(1, 3, 32, 32), labels=labels).loss.item() == pytest.approx(math.log(2))
+
+
+def test_segmentation_logits_are_resized_to_the_labels_bilinearly():
+    model, inputs = build(MegaVitForSemanticSegmentation), example(MegaVitForSemanticSegmentation, (16, 48))
+    outputs = model(**inputs)
+    assert outputs.logits.shape == (2, 4, 2, 6)
+    resized = nn.functional.interpolate(outputs.logits, size=(16, 48), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(outputs.loss, nn.functional.cross_entropy(resized, inputs["labels"]))
+
+
+def test_the_depth_loss_is_the_squared_error_of_log1p_on_measured_pixels():
+    model = constant(build(MegaVitForDepthEstimation), math.log(3))  # 2 m everywhere
+    labels = torch.zeros(2, 32, 32)
+    labels[0, 3, 4], labels[1, 31, 0], labels[1, 0, 0], labels[1, 0, 1] = 5.0, 2.0, math.nan, math.inf
+    outputs = model(draw(2, 3, 32, 32), labels=labels)
+    torch.testing.assert_close(outputs.predicted_depth, torch.full((2, 32, 32), 2.0))
+    assert outputs.loss.item() == pytest.approx(math.log(2) ** 2 / 2)
+    outputs.loss.backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_predicted_depth_is_never_negative():
+    depth = constant(build(MegaVitForDepthEstimation), -1.0)(draw(1, 3, 32, 32)).predicted_depth
+    assert torch.equal(depth, torch.zeros(1, 32, 32))
+
+
+def test_each_pixel_of_a_patch_has_a_depth_of_its_own():
+    model = constant(build(MegaVitForDepthEstimation), torch.linspace(0, 1, 64))
+    depth = model(draw(1, 3, 16, 24)).predicted_depth
+    torch.testing.assert_close(depth[0, 8:, 16:], torch.linspace(0, 1, 64).expm1().view(8, 8))
+
+
+def test_the_masked_loss_is_the_mean_absolute_error_of_masked_pixels():
+    model, images = constant(build(MegaVitForMaskedImageModeling), 0.5), draw(2, 3, 16, 48)
+    mask = torch.zeros(2, 12, dtype=torch.bool)
+    mask[0, 7] = mask[1, 0] = True  # the second row's second patch, and the first of the first
+    outputs = model(images, bool_masked_pos=mask)
+    torch.testing.assert_close(outputs.reconstruction, torch.full_like(images, 0.5))
+    pixels = torch.stack([images[0, :, 8:16, 8:16], images[1, :, :8, :8]])
+    torch.testing.assert_close(outputs.loss, (pixels - 0.5).abs().mean())
+    assert model(images).loss is None
+    assert model(images, bool_masked_pos=torch.zeros(2, 12)).loss == 0
+
+
+def test_masked_patches_are_not_seen():
+    model, images = build(MegaVitForMaskedImageModeling), draw(1, 3, 16, 48)
+    mask = torch.zeros(1, 12, dtype=torch.bool)
+    mask[0, 7] = True
+    changed = images.clone()
+    changed[0, :, 8:16, 8:16] += 1
+    before, after = (model(pixels, bool_masked_pos=mask).reconstruction for pixels in (images, changed))
+    assert torch.equal(before, after)
+    assert not torch.allclose(model(images).reconstruction, model(changed).reconstruction)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_learns_with_and_without_checkpointing(head):
+    gradients = []
+    for is_checkpointed in (False, True):
+        model = build(head).train()
+        if is_checkpointed:
+            model.gradient_checkpointing_enable()
+        model(**example(head)).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert all(gradient is not None and gradient.any() for gradient in gradients[0].values())
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradient, gradients[0][name], msg=name)
+
+
+# ---------------------------------------------- freezing ----------------------------------------------
+
+
+@pytest.mark.parametrize("head", [*HEADS, MegaVitForImageClassification])
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_gradients_reach_only_what_is_not_frozen(head, is_loaded, tmp_path):
+    dropout = dict(hidden_dropout_prob=0.5, drop_path_rate=0.5, token_dropout_prob=0.5)
+    model = build(head, freeze_backbone=not is_loaded, **dropout)
+    if is_loaded:
+        model.save_pretrained(tmp_path)
+        model = head.from_pretrained(tmp_path, freeze_backbone=True)
+    features = []
+    model.megavit.register_forward_hook(lambda module, args, outputs: features.append(outputs.last_hidden_state))
+    inputs = example(head)
+    if head is MegaVitForImageClassification:
+        inputs = {"pixel_values": draw(2, 3, 32, 32), "labels": torch.tensor([0, 3])}
+    for _ in range(2):
+        model.train()(**inputs).loss.backward()
+    assert features[0].grad_fn is None
+    assert torch.equal(*features), "a frozen backbone must not drop anything"
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    own = HEADS.get(head, ["classifier"])
+    assert trained == {name for name, _ in model.named_parameters() if name.partition(".")[0] in own}
+
+
+# ---------------------------------------------- sizes ----------------------------------------------
+
+
+def forms_of(images):
+    """Images of several sizes as a list, packed with and without a packing, and padded."""
+    patches = [cut_patches(image[None], [8, 8])[0] for image in images]
+    spatial_shapes = torch.tensor([[side // 8 for side in image.shape[1:]] for image in images])
+    lengths = spatial_shapes.prod(1)
+    padded = nn.utils.rnn.pad_sequence(patches, batch_first=True)
+    is_real = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    packed = {"pixel_values": torch.cat(patches)[None], "spatial_shapes": spatial_shapes}
+    return {
+        "list": {"pixel_values": images},
+        "packed": packed,
+        "packing": packed | {"packing": build_packing(spatial_shapes)},
+        "padded": {"pixel_values": padded, "pixel_attention_mask": is_real, "spatial_shapes": spatial_shapes},
+    }
+
+
+@pytest.mark.parametrize("prefix", [{}, {"pooling_type": "cls", "num_register_tokens": 2}], ids=["patches", "prefix"])
+@pytest.mark.parametrize("form", ["list", "packed", "packing", "padded"])
+@pytest.mark.parametrize("head", DENSE)
+def test_images_of_several_sizes_give_what_each_gives_alone(head, form, prefix):
+    model = build(head, **prefix)
+    examples = [{key: value[:1] for key, value in example(head, size).items()} for size in SIZES]
+    inputs = forms_of([item["pixel_values"][0] for item in examples])[form]
+    if head is MegaVitForMaskedImageModeling:
+        masks = [item["bool_masked_pos"][0] for item in examples]
+        padded = nn.utils.rnn.pad_sequence(masks, batch_first=True)
+        together = {"bool_masked_pos": padded if form == "padded" else torch.cat(masks)[None]}
+        weights = torch.tensor([mask.sum() for mask in masks])
+    else:
+        together = {"labels": [item["labels"][0] for item in examples]}
+        weights = torch.tensor([math.prod(size) for size in SIZES])
+    outputs, alone = model(**inputs, **together), [model(**item) for item in examples]
+    name = DENSE[head][0]
+    assert isinstance(outputs[name], list)
+    for found, expected in zip(outputs[name], alone, strict=True):
+        torch.testing.assert_close(found, expected[name][0], rtol=1e-4, atol=1e-5)
+    losses = torch.stack([item.loss for item in alone])
+    torch.testing.assert_close(outputs.loss, (losses * weights).sum() / weights.sum())
+
+
+@pytest.mark.parametrize("head", DENSE)
+def test_packed_images_give_the_gradients_of_their_losses_alone(head):
+    model = build(head)
+    examples = [{key: value[:1] for key, value in example(head, size).items()} for size in SIZES[:2]]
+    inputs = forms_of([item["pixel_values"][0] for item in examples])["packed"]
+    if head is MegaVitForMaskedImageModeling:
+        for item in examples:  # as many of each, so that both images count the same
+            item["bool_masked_pos"] = torch.arange(12)[None] < 5
+        inputs["bool_masked_pos"] = torch.cat([item["bool_masked_pos"] for item in examples], dim=1)
+    else:
+        inputs["labels"] = [item["labels"][0] for item in examples]
+    model(**inputs).loss.backward()
+    packed = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    sum(model(**item).loss / 2 for item in examples).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+# ---------------------------------------------- video ----------------------------------------------
+
+
+def test_a_clip_is_more_than_its_frames():
+    model, clip = build(MegaVitForVideoClassification), draw(1, 4, 3, 16, 24)
+    logits = model(clip).logits
+    assert logits.shape == (1, 4)
+    assert not torch.allclose(logits, model(clip.flip(1)).logits), "the order of the frames must count"
+    features = model.megavit(clip[0]).pooler_output
+    torch.testing.assert_close(logits, model.video_classifier(model.temporal_encoder(features[None])))
+
+
+def test_clips_of_a_batch_do_not_see_each_other():
+    model, clips = build(MegaVitForVideoClassification), draw(3, 2, 3, 16, 16)
+    alone = torch.cat([model(clip[None]).logits for clip in clips])
+    torch.testing.assert_close(model(clips).logits, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling_type", ["cls_mean", "mean"])
+def test_the_temporal_blocks_take_any_pooled_size(pooling_type):
+    assert build(MegaVitForVideoClassification, pooling_type=pooling_type)(draw(1, 2, 3, 16, 16)).logits.shape == (
+        1,
+        4,
+    )
+
+
+# ---------------------------------------------- bad input ----------------------------------------------
+
+
+def set_label(value):
+    labels = torch.ones(2, 32, 32) if isinstance(value, float) else torch.ones(2, 32, 32, dtype=torch.long)
+    labels[1, 2, 3] = value
+    return labels
+
+
+IMAGES, CLIPS = draw(2, 3, 32, 32), draw(2, 5, 3, 16, 16)
+PACKED = forms_of([draw(3, 16, 48), draw(3, 48, 16)])
+BAD = {
+    "label map of another size": (
+        MegaVitForSemanticSegmentation, {"pixel_values": IMAGES, "labels": torch.ones(2, 32, 16, dtype=torch.long)},
+        r"`labels` must have the size of the images, \(2, 32, 32\), got \(2, 32, 16\)",
+    ),
+    "label out of range": (
+        MegaVitForSemanticSegmentation, {"pixel_values": IMAGES, "labels": set_label(4)},
+        "`labels` must be from 0 to 3, or 255, got 4",
+    ),
+    "negative label": (
+        MegaVitForSemanticSegmentation, {"pixel_values": IMAGES, "labels": set_label(-100)},
+        "`labels` must be from 0 to 3, or 255, got -100",
+    ),
+    "too few label maps": (
+        MegaVitForSemanticSegmentation, {**PACKED["packed"], "labels": [torch.ones(16, 48)]},
+        "`labels` must hold a map for each of the 2 images, got 1",
+    ),
+    "label maps in another order": (
+        MegaVitForDepthEstimation, {**PACKED["packed"], "labels": [torch.ones(48, 16), torch.ones(16, 48)]},
+        r"`labels` must have the size of the images, \(1, 16, 48\), got \(1, 48, 16\)",
+    ),
+    "no valid depth": (
+        MegaVitForDepthEstimation, {"pixel_values": IMAGES, "labels": torch.zeros(2, 32, 32)},
+        "`labels` must have a pixel with a depth",
+    ),
+    "negative depth": (
+        MegaVitForDepthEstimation, {"pixel_values": IMAGES, "labels": set_label(-0.5)},
+        "`labels` must be depths in metres",
+    ),
+    "mask of the wrong grid": (
+        MegaVitForMaskedImageModeling, {"pixel_values": IMAGES, "bool_masked_pos": torch.ones(2, 9)},
+        r"`bool_masked_pos` must say of each patch whether it is masked, \(2, 16\), got \(2, 9\)",
+    ),
+    "mask of the wrong packed grid": (
+        MegaVitForMaskedImageModeling, {**PACKED["packed"], "bool_masked_pos": torch.ones(2, 12)},
+        r"`bool_masked_pos` .* \(1, 24\), got \(2, 12\)",
+    ),
+    "clip of one frame": (
+        MegaVitForVideoClassification, {"pixel_values": CLIPS[:, :1]},
+        r"`pixel_values` must be clips .* of 2 to 4 frames, got \(2, 1, 3, 16, 16\)",
+    ),
+    "clip too long": (MegaVitForVideoClassification, {"pixel_values": CLIPS}, "of 2 to 4 frames"),
+    "images for clips": (MegaVitForVideoClassification, {"pixel_values": IMAGES}, "`pixel_values` must be clips"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("head", "inputs", "message"), BAD.values(), ids=BAD)
+def test_bad_input_raises(head, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        build(head)(**inputs)
+
+
+@pytest.mark.parametrize("head", DENSE)
+def test_a_head_of_patches_refuses_to_train_without_some(head):
+    model = build(head, token_dropout_prob=0.5)
+    assert model(**example(head)).loss > 0
+    with pytest.raises(ValueError, match="needs every patch"):
+        model.train()(**example(head))
+    shapes = torch.tensor([[2, 2]])
+    packing = build_packing(shapes, torch.tensor([0, 2, 3]))
+    with pytest.raises(ValueError, match="needs every patch"):
+        model.eval()(draw(1, 3, 192), spatial_shapes=shapes, packing=packing)
+
+
+def test_one_class_is_nothing_to_segment():
+    with pytest.raises(ValueError, match="`num_labels` must be at least 2"):
+        build(MegaVitForSemanticSegmentation, num_labels=1)
+
+
+# ---------------------------------------------- Auto classes, processors, pipelines ----------------------------------------------
+
+
+AUTO = {
+    AutoModel: MegaVitModel,
+    AutoModelForImageClassification: MegaVitForImageClassification,
+    AutoModelForSemanticSegmentation: MegaVitForSemanticSegmentation,
+    AutoModelForDepthEstimation: MegaVitForDepthEstimation,
+    AutoModelForMaskedImageModeling: MegaVitForMaskedImageModeling,
+    AutoModelForVideoClassification: MegaVitForVideoClassification,
+}
+
+
+@pytest.mark.parametrize("saved", list(AUTO.values()))
+def test_one_repos_weights_load_under_every_auto_class(saved, tmp_path):
+    source = build(saved)
+    source.save_pretrained(tmp_path)
+    loaders = {auto: auto.from_pretrained for auto in AUTO} | {AutoBackbone: MegaVitBackbone.from_pretrained}
+    for auto, expected in {**AUTO, AutoBackbone: MegaVitBackbone}.items():
+        model, info = loaders[auto](tmp_path, output_loading_info=True)
+        assert type(model) is expected
+        assert not info["mismatched_keys"]
+        for name, parameter in source.base_model.encoder.named_parameters():
+            assert torch.equal(model.base_model.encoder.get_parameter(name), parameter)
+        heads = {*HEADS.get(expected, ["classifier"]), "pooler"}
+        assert all(heads & {*key.split("."), *key.split("_")} or "mask_token" in key for key in info["missing_keys"])
+
+
+def test_only_masked_image_modeling_has_a_mask_token():
+    tokens = {head: "megavit.embeddings.mask_token" in build(head).state_dict() for head in HEADS}
+    assert [head for head, is_there in tokens.items() if is_there] == [MegaVitForMaskedImageModeling]
+
+
+PROCESSORS = [MegaVitImageProcessorPil, MegaVitImageProcessor]
+
+
+@pytest.fixture(params=PROCESSORS, ids=["pil", "torchvision"])
+def processor_class(request):
+    if getattr(request.param, "is_dummy", False):
+        pytest.skip("torchvision is not installed")
+    return request.param
+
+
+SQUARES = np.kron(np.array([[0, 1], [2, 300]]), np.ones((20, 30), dtype=np.int64))  # 40 x 60 pixels
+
+
+@pytest.mark.parametrize("as_image", [False, True])
+def test_label_maps_go_the_way_of_their_images_without_mixing_classes(processor_class, as_image):
+    processor = processor_class(size={"height": 32, "width": 32}, crop_size={"height": 16, "width": 24})
+    label_map = Image.fromarray(SQUARES.astype(np.int32)) if as_image else SQUARES
+    photo = np.repeat(SQUARES[..., None] * 50 % 256, 3, axis=2).astype(np.uint8)
+    outputs = processor([photo, photo], [label_map, label_map], return_tensors="pt")
+    assert outputs["labels"].dtype == torch.long
+    assert outputs["labels"].shape == (2, 16, 24)
+    expected = np.kron(np.array([[0, 1], [2, 300]]), np.ones((8, 12), dtype=np.int64))
+    assert torch.equal(outputs["labels"][1], torch.tensor(expected))
+
+
+def test_native_label_maps_have_the_size_of_the_patches(processor_class):
+    processor = processor_class.from_config(build(MegaVitForSemanticSegmentation).config, max_num_patches=24)
+    photos = [np.zeros((40, 60, 3), np.uint8), np.zeros((60, 40, 3), np.uint8)]
+    outputs = processor(photos, [SQUARES, SQUARES.T], return_tensors="pt")
+    assert [tuple(item.shape) for item in outputs["labels"]] == [
+        tuple(side * 8 for side in grid) for grid in outputs["spatial_shapes"].tolist()
+    ]
+    assert outputs["labels"][0].unique().tolist() == [0, 1, 2, 300]
+    model = build(MegaVitForSemanticSegmentation, num_labels=301)
+    assert model(**outputs).loss.isfinite()
+
+
+def test_reduced_labels_count_from_what_was_one(processor_class):
+    processor = processor_class(do_resize=False, do_center_crop=False, do_reduce_labels=True)
+    label_map = np.array([[0, 1], [255, 150]], dtype=np.uint8)
+    labels = processor(np.zeros((2, 2, 3), np.uint8), label_map, return_tensors="pt")["labels"]
+    assert labels.tolist() == [[[255, 0], [255, 149]]]
+
+
+def test_label_maps_that_do_not_fit_are_refused(processor_class):
+    processor, photo = processor_class(), np.zeros((40, 60, 3), np.uint8)
+    with pytest.raises(ValueError, match="`segmentation_maps` must have the sizes of the images"):
+        processor(photo, SQUARES.T)
+    with pytest.raises(ValueError, match="`segmentation_maps` must have the sizes of the images"):
+        processor([photo, photo], SQUARES)
+    with pytest.raises(ValueError, match="`segmentation_maps` must hold class indices"):
+        processor(photo, Image.fromarray(photo))
+    with pytest.raises(ValueError, match="`segmentation_maps` must be integers"):
+        processor(photo, SQUARES / 2)
+
+
+def test_post_processing_resizes_scores_not_classes(processor_class):
+    processor = processor_class()
+    logits = torch.tensor([[[0.0, 2.0]], [[1.0, 0.0]]])  # 2 classes on a grid of 1 x 2
+    outputs = type("Outputs", (), {"logits": logits[None]})()
+    assert [item.tolist() for item in processor.post_process_semantic_segmentation(outputs)] == [[[1, 0]]]
+    # Bilinearly on 4 pixels: 0, 0.5, 1.5, 2 against 1, 0.75, 0.25, 0
+    (resized,) = processor.post_process_semantic_segmentation(outputs, [(1, 4)])
+    assert resized.tolist() == [[1, 1, 0, 0]]
+    outputs = type("Outputs", (), {"predicted_depth": (torch.tensor([[1.0, 3.0]]), torch.tensor([[5.0]]))})()
+    first, second = processor.post_process_depth_estimation(outputs, [(1, 4), (2, 2)])
+    assert first["predicted_depth"].tolist() == [[1.0, 1.5, 2.5, 3.0]]
+    assert second["predicted_depth"].tolist() == [[5.0, 5.0], [5.0, 5.0]]
+    with pytest.raises(ValueError, match="`target_sizes` must be as many as images"):
+        processor.post_process_depth_estimation(outputs, [(1, 4)])
+
+
+PIPELINES = {
+    "image-segmentation": (
+        MegaVitForSemanticSegmentation, "print([(item['label'], item['mask'].size) for item in answer])",
+    ),
+    "depth-estimation": (
+        MegaVitForDepthEstimation, "print(answer['depth'].size, tuple(answer['predicted_depth'].shape))",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("task", PIPELINES)
+def test_the_pipelines_run_in_a_fresh_process(task, native, tmp_path):
+    head, show = PIPELINES[task]
+    model = build(
+        head, id2label={0: "sky", 1: "road", 2: "tree"}, label2id={"sky": 0, "road": 1, "tree": 2}, num_labels=3
+    )
+    if task == "image-segmentation":
+        constant(model, [0.0, 1.0, 0.0])
+    settings = {"max_num_patches": 32} if native else {"do_center_crop": False, "size": {"height": 32, "width": 32}}
+    model.save_pretrained(tmp_path / "model")
+    MegaVitImageProcessorPil.from_config(model.config, **settings).save_pretrained(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 150, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    code = (
+        "import modeling_megavit\nfrom transformers import pipeline\n"
+        f"run = pipeline({task!r}, model={str(tmp_path / 'model')!r})\n"
+        "photos = ['photo.png'] * 2\nfor answer in [run('photo.png'), *run(photos, batch_size=2)]:\n    " + show
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    expected = {"image-segmentation": "[('road', (150, 50))]", "depth-estimation": "(150, 50) (50, 150)"}[task]
+    assert result.stdout.splitlines() == [expected] * 3, result.stderr
