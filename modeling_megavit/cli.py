@@ -62,7 +62,7 @@ def train(
     ],
 ):
     """
-    Trains a classifier by a recipe; the same command again resumes an interrupted run.
+    Trains a model by a recipe; the same command again resumes an interrupted run.
 
     Every field of RecipeArguments and of transformers' TrainingArguments is an option, such as --learning_rate 1e-3,
     --max-steps 100, --output_dir FOLDER or --config.hidden_size 64.
@@ -70,7 +70,7 @@ def train(
     from accelerate import PartialState
     from transformers.utils import logging
 
-    from .training.train import RESULTS
+    from .training.train import RESULTS, SPEED, load_task
     from .training.train import train as run
 
     logging.disable_progress_bar()  # of loading and saving; Trainer's own stays
@@ -79,15 +79,20 @@ def train(
         return
     metrics = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     table = Table("metric", "value", title=str(folder))
-    for name in ("eval_accuracy", "eval_loss", "train_loss", "train_runtime"):
-        if name in metrics:
-            table.add_row(name, f"{metrics[name]:.4f}")
+    for name, value in sorted(metrics.items()):
+        if name in ("train_loss", "train_runtime") or name.startswith("eval_") and not name.endswith(SPEED):
+            table.add_row(name, f"{value:.4f}")
     console.print(table)
+    task = load_task(folder)
+    if task == "masked-image-modeling":
+        console.print(f"Use it:\n  megavit train finetune --model {folder} …", markup=False, soft_wrap=True)
+        return
     console.print("Use it:")
-    console.print(f"  megavit predict {folder} IMAGE", markup=False, soft_wrap=True)
+    if task == "image-classification":
+        console.print(f"  megavit predict {folder} IMAGE", markup=False, soft_wrap=True)
     console.print(
         f"  python -c 'import modeling_megavit; from transformers import pipeline; "
-        f'print(pipeline("image-classification", model="{folder}")("IMAGE"))\'',
+        f'print(pipeline("{task}", model="{folder}")("{"VIDEO" if task.startswith("video") else "IMAGE"}"))\'',
         markup=False,
         soft_wrap=True,
     )

@@ -137,7 +137,7 @@ class ImagePlan:
         return torch.from_numpy(np.sort(order[: self.num_kept]))
 
     def rng(self, purpose: int) -> np.random.Generator:
-        """Returns the generator of random numbers for one purpose: 0 for patches, 1 for augmentation."""
+        """Returns the generator of random numbers for one purpose: 0 for patches, 1 for augmentation, 2 for masks."""
         return np.random.default_rng((*self.seed, purpose))
 
 

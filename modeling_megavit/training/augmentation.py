@@ -1,10 +1,11 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
 """
 Augmentation with kornia, which needs no torchvision: of whole batches on the device of the model, or, for packed images
-of any size, of each image by itself.
+of any size, of each image by itself. Label maps go the way of their images.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,33 +17,79 @@ from torch import nn
 from .recipe import RecipeArguments
 
 
-def build_augmentation(
-    recipe: RecipeArguments, size: tuple[int, int], mean: list[float] | None, std: list[float] | None
-) -> nn.Module:
+class BatchAugmentation(nn.Module):
     """
-    Builds what a training batch goes through before the model.
+    What a training batch goes through before the model.
+
+    Crops and flips are drawn for each image or clip; the operations of RandAugment for the batch, with a sign for each
+    image. All randomness comes from torch's global generator.
 
     Args:
         recipe (`RecipeArguments`): Read for `crop_scale`, `flip` and `rand_augment`.
         size (`tuple[int, int]`): Height and width of what comes out, in pixels.
         mean, std (`list[float]`, *optional*): Normalisation of each channel, None for none.
+    """
+
+    def __init__(
+        self, recipe: RecipeArguments, size: tuple[int, int], mean: list[float] | None, std: list[float] | None
+    ):
+        super().__init__()
+        # Of images and of label maps, whose numbers can't be mixed. Neither has weights.
+        self.geometry = []
+        if recipe.crop_scale:
+            crop = partial(K.RandomResizedCrop, tuple(size), scale=tuple(recipe.crop_scale), align_corners=False)
+            self.geometry.append((crop(resample="bicubic"), crop(resample="nearest")))
+        if recipe.flip:
+            self.geometry.append((K.RandomHorizontalFlip(p=recipe.flip),) * 2)
+        colours = [RandAugment(*recipe.rand_augment)] if recipe.rand_augment else []
+        colours.append(_Clip())  # bicubic filters and sharpening leave [0, 1]
+        if mean is not None:
+            colours.append(K.Normalize(torch.tensor(mean), torch.tensor(std)))
+        self.colours = nn.Sequential(*colours)
+
+    def forward(self, pixels: torch.Tensor, maps: torch.Tensor | None = None):
+        """
+        Args:
+            pixels (`torch.Tensor`): Images (batch, channels, height, width), or clips (batch, frames, channels, height,
+                width), in [0, 1].
+            maps (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Numbers of the images' pixels.
+
+        Returns:
+            `torch.Tensor`, normalised, of the size asked for; with `maps`, also those, a tuple.
+        """
+        shape, dtype = pixels.shape[1:-2], None if maps is None else maps.dtype
+        pixels = pixels.flatten(1, -3)  # the frames of a clip are cropped and flipped as the channels of an image
+        maps = None if maps is None else maps[:, None].float()
+        for change, change_map in self.geometry:
+            pixels = change(pixels)
+            maps = None if maps is None else change_map(maps, params=change._params)
+        size = pixels.shape[-2:]
+        pixels = self.colours(pixels.reshape(-1, shape[-1], *size)).reshape(-1, *shape, *size)
+        return pixels if maps is None else (pixels, maps[:, 0].to(dtype))
+
+
+def draw_mask(
+    grid: tuple[int, int], ratio: float, block: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """
+    Draws the patches to hide of an image, in squares as SimMIM does (https://huggingface.co/papers/2111.09886).
+
+    Args:
+        grid (`tuple[int, int]`): Rows and columns of patches.
+        ratio (`float`): The part of the squares to hide.
+        block (`int`): Side of a square in patches; those at the right and bottom edges may be cut.
+        generator (`torch.Generator`, *optional*): Source of randomness, torch's global one by default.
 
     Returns:
-        `nn.Module`: maps (batch, channels, height, width) in [0, 1] to (batch, channels, *size), normalised. Crops
-        and flips are drawn for each image; the operations of RandAugment for the batch, with a sign for each
-        image. All randomness comes from torch's global generator.
+        `torch.Tensor` of shape `(rows * columns,)`: bool, true for hidden patches. At least one square is hidden, and at
+        least one isn't, if there are two.
     """
-    steps = []
-    if recipe.crop_scale:
-        steps.append(K.RandomResizedCrop(tuple(size), scale=tuple(recipe.crop_scale), resample="bicubic"))
-    if recipe.flip:
-        steps.append(K.RandomHorizontalFlip(p=recipe.flip))
-    if recipe.rand_augment:
-        steps.append(RandAugment(*recipe.rand_augment))
-    steps.append(_Clip())  # bicubic filters and sharpening leave [0, 1]
-    if mean is not None:
-        steps.append(K.Normalize(torch.tensor(mean), torch.tensor(std)))
-    return nn.Sequential(*steps)
+    rows, columns = (math.ceil(size / block) for size in grid)
+    count = min(max(1, round(ratio * rows * columns)), max(1, rows * columns - 1))
+    squares = torch.zeros(rows * columns, dtype=torch.bool)
+    squares[torch.randperm(rows * columns, generator=generator)[:count]] = True
+    mask = squares.view(rows, columns).repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return mask[: grid[0], : grid[1]].flatten()
 
 
 class ImageAugmentation:

@@ -1,14 +1,15 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
-"""Labelled images from scikit-learn, a folder or the Hub, and the transform that makes model inputs of them."""
+"""Images and what is known of them, from scikit-learn, scenes, a folder or the Hub; training/tasks.py makes model inputs."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video, load_dataset
 
+from . import scenes
 from .recipe import RecipeArguments
 
 
@@ -18,14 +19,18 @@ _SPLIT_SEED = 0
 
 @dataclass
 class ImageData:
-    """Images with labels in two splits. Labels are class indices, or lists of them if `multi_label`."""
+    """
+    Images, or clips, in two splits, with what is to be learnt of them.
+
+    Labels are class indices, or lists of them if `multi_label`, or label maps, or nothing (`label_column` None).
+    """
 
     train: Dataset
     evaluation: Dataset
     image_column: str
-    label_column: str
+    label_column: str | None
     class_names: list[str]
-    multi_label: bool
+    multi_label: bool = False
 
 
 def load_data(recipe: RecipeArguments) -> ImageData:
@@ -40,27 +45,53 @@ def load_data(recipe: RecipeArguments) -> ImageData:
     if recipe.train_split not in splits:
         raise ValueError(f"`train_split` must be one of {', '.join(splits)}, got {recipe.train_split!r}.")
     train = splits[recipe.train_split]
-    image_column = _find_column(train, "image_column", recipe.image_column, _is_image)
-    label_column = _find_column(train, "label_column", recipe.label_column, _is_class)
-    multi_label = _element(train.features[label_column]) is not None
-    splits, class_names = _index_labels(splits, train, label_column, recipe.config.get("num_labels"))
-    train = splits[recipe.train_split]
+    has_classes = recipe.task.endswith("classification")
+    is_clip = recipe.task == "video-classification"
+    image_column = _find_column(train, "image_column", recipe.image_column, _is_clip if is_clip else _is_image)
+    label_column, class_names, multi_label = None, [], False
+    if has_classes:
+        label_column = _find_column(train, "label_column", recipe.label_column, _is_class)
+        multi_label = _element(train.features[label_column]) is not None
+        splits, class_names = _index_labels(splits, train, label_column, recipe.config.get("num_labels"))
+    elif recipe.task == "masked-image-modeling":
+        if recipe.label_column is not None:
+            raise ValueError(f"`label_column` must be left out for {recipe.task}, got {recipe.label_column!r}.")
+    else:
+        is_map = partial(_is_label_map, image_column)
+        label_column = _find_column(train, "label_column", recipe.label_column, is_map)
+        class_names = _classes_of_maps(recipe) if recipe.task == "image-segmentation" else []
+    train, evaluation = _choose_splits(recipe, splits, label_column if has_classes and not multi_label else None)
+    for name, part in (("training", train), ("evaluation", evaluation)):
+        if has_classes:
+            _check_labels(part[label_column], len(class_names), f"the {name} split")
+    return ImageData(train, evaluation, image_column, label_column, class_names, multi_label)
 
+
+def _choose_splits(recipe: RecipeArguments, splits: DatasetDict, stratify: str | None) -> tuple[Dataset, Dataset]:
+    """Returns the splits to train and to evaluate on; a part of the former if no other is for the latter."""
+    train = splits[recipe.train_split]
     eval_split = recipe.eval_split or next((name for name in ("validation", "test") if name in splits), None)
     if eval_split is None:
-        stratify = None if multi_label else label_column
         try:
             parts = train.train_test_split(recipe.held_out, stratify_by_column=stratify, seed=_SPLIT_SEED)
         except ValueError as error:
             raise ValueError(f"`held_out`={recipe.held_out} of each class can't be split off: {error}") from error
-        train, evaluation = parts["train"], parts["test"]
-    elif eval_split in splits:
-        evaluation = splits[eval_split]
-    else:
+        return parts["train"], parts["test"]
+    if eval_split not in splits:
         raise ValueError(f"`eval_split` must be one of {', '.join(splits)}, got {eval_split!r}.")
-    for name, part in (("training", train), ("evaluation", evaluation)):
-        _check_labels(part[label_column], len(class_names), f"the {name} split")
-    return ImageData(train, evaluation, image_column, label_column, class_names, multi_label)
+    return train, splits[eval_split]
+
+
+def _classes_of_maps(recipe: RecipeArguments) -> list[str]:
+    """Returns the names of the classes of label maps, which a data set has no place for."""
+    if recipe.dataset == "scenes":
+        return list(scenes.CLASSES)
+    names = recipe.config.get("id2label")
+    if names is None and recipe.config.get("num_labels") is None:
+        raise ValueError("`config.num_labels` or `config.id2label` must be given for label maps, got neither.")
+    if names is None:
+        return [str(index) for index in range(recipe.config["num_labels"])]
+    return [names[index] for index in sorted(names, key=int)]
 
 
 def _load_splits(recipe: RecipeArguments) -> DatasetDict:
@@ -70,6 +101,8 @@ def _load_splits(recipe: RecipeArguments) -> DatasetDict:
         return DatasetDict(train=_digits())
     if recipe.dataset == "digits_native":
         return _digits_native()
+    if recipe.dataset == "scenes":
+        return _scenes(recipe)
     if path.is_file():
         return load_dataset(path.suffix.lstrip("."), recipe.dataset_config, data_files=str(path))
     looks_like_path = recipe.dataset[0] in "./~" or recipe.dataset.count("/") > 1
@@ -78,6 +111,18 @@ def _load_splits(recipe: RecipeArguments) -> DatasetDict:
             f"`dataset` must be a folder, a file or a Hub data set: {recipe.dataset} doesn't exist."
         )
     return load_dataset(str(path) if path.is_dir() else recipe.dataset, recipe.dataset_config)
+
+
+def _scenes(recipe: RecipeArguments) -> DatasetDict:
+    """Draws the scenes of a recipe, those of the two splits side by side."""
+    options = dict(recipe.scenes)
+    numbers = options.pop("num_scenes", None)
+    if not isinstance(numbers, list) or len(numbers) != 2:
+        raise ValueError(f"`scenes.num_scenes` must be two numbers, of training and evaluation, got {numbers}.")
+    if unknown := options.keys() - {"size", "max_aspect", "num_frames", "seed"}:
+        raise ValueError(f"`scenes` has no field {', '.join(sorted(unknown))}.")
+    parts = zip(("train", "validation"), numbers)
+    return DatasetDict({split: scenes.load_scenes(recipe.task, split, count, **options) for split, count in parts})
 
 
 def _digits() -> Dataset:
@@ -118,6 +163,14 @@ def _element(feature):
 
 def _is_image(name: str, feature) -> bool:
     return isinstance(feature, Image)
+
+
+def _is_clip(name: str, feature) -> bool:
+    return isinstance(feature, Video) or isinstance(_element(feature), Image)
+
+
+def _is_label_map(image_column: str, name: str, feature) -> bool:
+    return isinstance(feature, Image) and name != image_column
 
 
 def _is_class(name: str, feature) -> bool:
@@ -174,37 +227,3 @@ def _check_labels(labels, num_labels: int, where: str) -> None:
     wrong = values[(values < 0) | (values >= num_labels)] if values.size else values
     if wrong.size:
         raise ValueError(f"Labels must be from 0 to {num_labels - 1}, got {wrong[0]} in {where}.")
-
-
-class ToModelInputs:
-    """
-    Turns a batch of a data set into `pixel_values`, or images, and `labels`; for `Dataset.with_transform`.
-
-    Args:
-        data (`ImageData`): Says where the images and labels are.
-        processor: The image processor. Without one, the images stay as they are, for a collator.
-        multi_hot (`bool`): Whether labels become zeros and ones of each class, for sigmoid cross-entropy.
-        kwargs: Arguments of each call of the processor.
-    """
-
-    def __init__(self, data: ImageData, processor, multi_hot: bool, **kwargs):
-        self.image_column, self.label_column = data.image_column, data.label_column
-        self.num_labels, self.processor, self.multi_hot, self.kwargs = (
-            len(data.class_names),
-            processor,
-            multi_hot,
-            kwargs,
-        )
-
-    def __call__(self, batch: dict) -> dict:
-        images = batch[self.image_column]
-        inputs = {self.image_column: images}
-        if self.processor is not None:
-            inputs = {"pixel_values": self.processor(images, return_tensors="pt", **self.kwargs)["pixel_values"]}
-        labels = batch[self.label_column]
-        if self.multi_hot:
-            hot = torch.zeros(len(labels), self.num_labels)
-            for row, indices in zip(hot, labels):
-                row[indices] = 1.0
-            labels = hot
-        return inputs | {"labels": labels}

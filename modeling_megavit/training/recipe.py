@@ -15,13 +15,21 @@ from ..packing import TokenDropout
 
 
 # Fields that are mappings, whose keys are options of their own: `--config.hidden_size 64`.
-NESTED = ("config", "image_processor", "token_dropout")
+NESTED = ("config", "image_processor", "token_dropout", "scenes")
+TASKS = (
+    "image-classification",
+    "image-segmentation",
+    "depth-estimation",
+    "masked-image-modeling",
+    "video-classification",
+)
 
 
 @dataclass
 class RecipeArguments:
     """What a recipe says beyond `TrainingArguments`: the model, the data and what Trainer has no setting for."""
 
+    task: str = field(default=TASKS[0], metadata={"help": f"What to train for: {', '.join(TASKS)}."})
     model: str = field(
         default="megavit-s16",
         metadata={"help": "A preset, to train from scratch, or a folder or Hub id, to fine-tune from."},
@@ -35,11 +43,19 @@ class RecipeArguments:
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start a new classifier where the checkpoint has other classes."}
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier only (a linear probe)."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train the head only (a linear probe)."})
 
     dataset: str = field(
         default="digits",
-        metadata={"help": "`digits` (scikit-learn's), a folder of images or parquet files, or a Hub data set."},
+        metadata={
+            "help": "`digits` (scikit-learn's), `scenes` (drawn), a folder of images or parquet files, or a Hub data set."
+        },
+    )
+    scenes: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of load_scenes for `dataset` scenes; `num_scenes` are those of training and evaluation."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
@@ -52,6 +68,10 @@ class RecipeArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "The images; found by its type if there is one."})
     label_column: str | None = field(default=None, metadata={"help": "The labels; found by its type if there is one."})
+    depth_scale: float | None = field(
+        default=None,
+        metadata={"help": "Depth: metres for each unit of the maps, 0.001 for millimetres; 1 by default."},
+    )
 
     resolution: str = field(
         default="fixed",
@@ -80,6 +100,14 @@ class RecipeArguments:
         default=None, metadata={"help": "RandAugment: number of operations and magnitude from 1 to 29, `2 9`."}
     )
 
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "Masked image modelling: the part of each image to hide, `0.6`."}
+    )
+    mask_block: int | None = field(
+        default=None,
+        metadata={"help": "Masked image modelling: side of the hidden squares in patches, `1` at random."},
+    )
+
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate per layer, from the classifier down."}
     )
@@ -105,6 +133,7 @@ class RecipeArguments:
             if not isinstance(value, dict):
                 raise ValueError(f"`{name}` must be a mapping of fields to values, got {value!r}.")
             setattr(self, name, value)
+        self._check_task()
         is_native = self.resolution == "native"
         self._require("resolution", is_native or self.resolution == "fixed", "'fixed' or 'native'")
         self._require(
@@ -127,6 +156,23 @@ class RecipeArguments:
         self._require("crop_scale", scale is None or len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "like 0.5 1")
         ops = self.rand_augment
         self._require("rand_augment", ops is None or len(ops) == 2 and ops[0] > 0 and 0 < ops[1] < 30, "like 2 9")
+
+    def _check_task(self):
+        task = self.task
+        self._require("task", task in TASKS, f"one of {', '.join(TASKS)}")
+        self._require("scenes", not self.scenes or self.dataset == "scenes", "for `dataset` scenes")
+        scale = self.depth_scale
+        self._require("depth_scale", scale is None or scale > 0 and task == "depth-estimation", "for depth, above 0")
+        is_masked = task == "masked-image-modeling"
+        for name, given in (("mask_ratio", self.mask_ratio), ("mask_block", self.mask_block)):
+            self._require(name, (given is not None) == is_masked, "a number if `task` is masked-image-modeling")
+        self._require("mask_ratio", 0 < (self.mask_ratio or 0.5) < 1, "between 0 and 1")
+        self._require("mask_block", (self.mask_block or 1) > 0, "positive")
+        self._require("resolution", task != "video-classification" or self.resolution == "fixed", "fixed for clips")
+        if task != "image-classification":
+            # RandAugment turns and shears, and neither label maps nor the frames of a clip with the image.
+            self._require("rand_augment", self.rand_augment is None, "for `task` image-classification")
+            self._require("token_dropout", not self.token_dropout, "for `task` image-classification")
 
     def _require(self, name: str, holds: bool, expected: str):
         if not holds:

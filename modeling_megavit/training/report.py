@@ -4,23 +4,26 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from .data import ImageData
 
 
-def plot_curves(log_history: list[dict], path: Path) -> None:
+def plot_curves(log_history: list[dict], headline: str, path: Path) -> None:
     """
-    Draws loss, accuracy, learning rate and gradient norm over the steps of a run.
+    Draws loss, a metric, learning rate and gradient norm over the steps of a run.
 
     Args:
         log_history (`list[dict]`): `TrainerState.log_history`.
+        headline (`str`): The metric, as the evaluation names it.
         path (`Path`): The PNG file to write.
     """
     panels = {
         "Loss": ("loss", "eval_loss"),
-        "Accuracy": ("eval_accuracy",),
+        headline.replace("_", " ").capitalize(): (f"eval_{headline}",),
         "Learning rate": ("learning_rate",),
         "Gradient norm": ("grad_norm",),
     }
@@ -62,6 +65,34 @@ def plot_confusion_matrix(labels: np.ndarray, predictions: np.ndarray, class_nam
         colorbar=False,
         ax=figure.subplots(),
     )
+    figure.savefig(path, dpi=120)
+
+
+def plot_panels(rows: list[list[tuple[str, torch.Tensor, dict]]], path: Path) -> None:
+    """
+    Draws pictures side by side.
+
+    Args:
+        rows (`list[list[tuple[str, torch.Tensor, dict]]]`): Title, pixels and style of each picture: (3, height, width) or
+            (1, height, width) in [0, 1], or (height, width) with arguments of `imshow`, NaN where there is nothing, and
+            `colorbar`, the unit, or `legend`, the names of the numbers.
+        path (`Path`): The PNG file to write.
+    """
+    legend = {}
+    figure = Figure(figsize=(2.6 * max(map(len, rows)), 2.5 * len(rows)), layout="constrained")
+    for panels, row in zip(figure.subplots(len(rows), max(map(len, rows)), squeeze=False), rows):
+        for axes, (title, pixels, style) in zip(panels, row):
+            style, legend = dict(style), style.get("legend", {}) or legend
+            unit, _ = style.pop("colorbar", None), style.pop("legend", None)
+            pixels = pixels.permute(1, 2, 0).expand(-1, -1, 3) if pixels.ndim == 3 else pixels
+            shown = axes.imshow(pixels.float().cpu().numpy(), **style)
+            axes.set_title(title, fontsize="small", wrap=True)
+            axes.axis("off")
+            if unit:
+                figure.colorbar(shown, ax=axes, label=unit)
+    if legend:
+        patches = [Patch(color=shown.to_rgba(number), label=name) for number, name in legend.items()]
+        figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(path, dpi=120)
 
 

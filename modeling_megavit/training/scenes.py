@@ -51,10 +51,10 @@ _FEATURES = {
 }
 # The columns of each task
 TASKS = {
-    "segmentation": ("image", "segmentation"),
-    "depth": ("image", "depth"),
-    "masked_image_modeling": ("image",),
-    "video": ("frames", "label"),
+    "image-segmentation": ("image", "segmentation"),
+    "depth-estimation": ("image", "depth"),
+    "masked-image-modeling": ("image",),
+    "video-classification": ("frames", "label"),
 }
 
 
@@ -80,7 +80,7 @@ def load_scenes(
             and largest, between which each scene's is drawn.
         max_aspect (`float`, *optional*, defaults to 1.0): Largest ratio of the sides; width over height is drawn
             between its inverse and itself, evenly on a logarithmic scale.
-        num_frames (`int`, *optional*): Number of frames of a clip, for the task `"video"` only; 8 by default.
+        num_frames (`int`, *optional*): Number of frames of a clip, for clips only; 8 by default.
         seed (`int`, *optional*, defaults to 0): Other seeds give other scenes.
 
     Returns:
@@ -99,8 +99,8 @@ def load_scenes(
         raise ValueError(f"`size` must be a number of pixels from 8 to 4096, or the least and largest, got {size}.")
     if not 1 <= max_aspect <= 8:
         raise ValueError(f"`max_aspect` must be from 1 to 8, got {max_aspect}.")
-    if num_frames is not None and task != "video":
-        raise ValueError(f"`num_frames` must be left out unless `task` is 'video', got {num_frames}.")
+    if num_frames is not None and task != "video-classification":
+        raise ValueError(f"`num_frames` must be left out unless `task` is 'video-classification', got {num_frames}.")
 
     columns = {name: [] for name in TASKS[task]}
     for index in range(num_scenes):
@@ -108,7 +108,7 @@ def load_scenes(
         rng = np.random.default_rng((seed, SPLITS.index(split), index))
         side, aspect = rng.uniform(*sides), max_aspect ** rng.uniform(-0.5, 0.5)
         height, width = round(side / aspect), round(side * aspect)
-        if task == "video":
+        if task == "video-classification":
             label = int(rng.integers(len(MOTIONS)))
             frames = draw_clip(height, width, list(MOTIONS)[label], 8 if num_frames is None else num_frames, rng)
             # `datasets` would read arrays inside of lists number by number

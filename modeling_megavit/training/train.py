@@ -1,5 +1,5 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
-"""The body of `megavit train`: from a recipe to a folder with a trained classifier and its report."""
+"""The body of `megavit train`: from a recipe to a folder with a trained model and its report."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import ParallelismConfig
-from transformers import AutoImageProcessor, EvalPrediction, TrainingArguments, set_seed
+from transformers import AutoImageProcessor, TrainingArguments, set_seed
 from transformers.distributed import DistributedConfig
 from transformers.trainer_utils import enable_full_determinism, get_last_checkpoint
 
@@ -20,32 +20,35 @@ from ..configuration_megavit import MegaVitConfig
 from ..hub.card import CardFacts, model_card
 from ..hub.push import push
 from ..image_processing_pil_megavit import MegaVitImageProcessorPil
-from ..modeling_megavit import MegaVitForImageClassification
-from ..packing import MegaVitPackingCollator, PackedDataset, SideLengths, TokenDropout
+from ..modeling_megavit import MegaVitPreTrainedModel
+from ..packing import PackedDataset, SideLengths, TokenDropout
 from . import report
-from .augmentation import ImageAugmentation, build_augmentation
+from .augmentation import BatchAugmentation
 from .checkpoint import load_config
-from .data import ImageData, ToModelInputs, load_data
+from .data import ImageData, load_data
 from .recipe import RecipeArguments, read_recipe
 from .stability import AttentionStatistics
+from .tasks import TASKS, ImageClassification
 from .trainer import MegaVitTrainer, last_complete_checkpoint
 
 
 RECIPE = "recipe.yaml"
 RESULTS = "all_results.json"
+# How the names of Trainer's figures end that are of the machine, not of the model
+SPEED = ("_runtime", "_per_second", "_time")
 
 
 def train(recipe: str, options: list[str] | None = None) -> Path:
     """
-    Trains a classifier, or goes on where the same command was interrupted, or does nothing if it had finished.
+    Trains a model, or goes on where the same command was interrupted, or does nothing if it had finished.
 
     Args:
         recipe (`str`): As of [`read_recipe`].
         options (`list[str]`, *optional*): As of [`read_recipe`].
 
     Returns:
-        `Path`: the output folder: weights, config.json, preprocessor_config.json, metrics, curves.png,
-        confusion_matrix.png (unless images have several labels), README.md and recipe.yaml.
+        `Path`: the output folder: weights, config.json, preprocessor_config.json, metrics, curves.png, README.md,
+        recipe.yaml, and confusion_matrix.png (classes, unless images have several) or predictions.png (other tasks).
 
     Raises:
         `ValueError`: if the recipe is wrong, doesn't fit its data, or the folder holds something else.
@@ -82,21 +85,21 @@ def build_trainer(recipe: RecipeArguments, args: TrainingArguments, data: ImageD
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model, processor = _load_model(recipe, data)
     model = _in_shards(model, args)
-    if recipe.freeze_backbone:
-        model.base_model.requires_grad_(False)
+    task = TASKS[recipe.task](recipe, data, model, processor)
+    if args.label_smoothing_factor and not recipe.task.endswith("classification"):
+        raise ValueError(f"`label_smoothing_factor` must be 0 for {recipe.task}, got {args.label_smoothing_factor}.")
+    args.label_names = task.label_names
     args.remove_unused_columns = False  # it would take the images from the transform
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns otherwise
     build_inputs = _native_inputs if recipe.resolution == "native" else _fixed_inputs
-    inputs = build_inputs(recipe, args, data, processor, model.config.problem_type == "multi_label_classification")
-    trainer = MegaVitTrainer(
-        recipe, model=model, args=args, processing_class=processor, compute_metrics=_compute_metrics, **inputs
-    )
+    inputs = build_inputs(recipe, args, data, processor, task)
+    trainer = MegaVitTrainer(recipe, task, model=model, args=args, processing_class=processor, **inputs)
     if recipe.log_attention:
         trainer.add_callback(AttentionStatistics(trainer))
     return trainer
 
 
-def _in_shards(model: MegaVitForImageClassification, args: TrainingArguments) -> MegaVitForImageClassification:
+def _in_shards(model: MegaVitPreTrainedModel, args: TrainingArguments) -> MegaVitPreTrainedModel:
     """Returns the model as the launch file's `parallelism_config` cuts it, if that asks for tensor parallelism."""
     sizes = ParallelismConfig()  # of the environment, where `accelerate launch` leaves them
     if sizes.tp_size == 1:
@@ -112,7 +115,7 @@ def _in_shards(model: MegaVitForImageClassification, args: TrainingArguments) ->
     )
 
 
-def _fixed_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> dict:
+def _fixed_inputs(recipe, args, data: ImageData, processor, task: ImageClassification) -> dict:
     """Returns the data sets and the augmentation of images that are brought to one size."""
     crop = [processor.crop_size["height"], processor.crop_size["width"]] if processor.do_center_crop else None
     to_pixels = {"do_normalize": False}
@@ -120,7 +123,7 @@ def _fixed_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> 
         # Random crops are cut from all that the centre crop of the evaluation would leave out, too.
         edge = processor.size.get("shortest_edge")
         to_pixels["crop_size"] = {"height": edge, "width": edge} if edge else processor.size
-    augmentation = build_augmentation(
+    augmentation = BatchAugmentation(
         recipe,
         crop or [processor.size["height"], processor.size["width"]],
         processor.image_mean if processor.do_normalize else None,
@@ -128,18 +131,17 @@ def _fixed_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> 
     )
     return {
         "augmentation": augmentation,
-        "train_dataset": data.train.with_transform(ToModelInputs(data, processor, multi_hot, **to_pixels)),
-        "eval_dataset": data.evaluation.with_transform(ToModelInputs(data, processor, multi_hot)),
+        "train_dataset": data.train.with_transform(task.transform(False, True, **to_pixels)),
+        "eval_dataset": data.evaluation.with_transform(task.transform(False, False)),
     }
 
 
-def _native_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> dict:
+def _native_inputs(recipe, args, data: ImageData, processor, task: ImageClassification) -> dict:
     """Returns the data sets, and the collator that packs them, of images that keep their proportions."""
     args.train_sampling_strategy = "sequential"  # the packs are shuffled already
-    collator = MegaVitPackingCollator(processor, data.image_column, augment=ImageAugmentation(recipe))
-    train, evaluation = (
-        part.with_transform(ToModelInputs(data, None, multi_hot)) for part in (data.train, data.evaluation)
-    )
+    collator = task.collator()
+    train = data.train.with_transform(task.transform(True, True))
+    evaluation = data.evaluation.with_transform(task.transform(True, False))
     packed = PackedDataset(
         train,
         collator,
@@ -153,15 +155,37 @@ def _native_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) ->
     return {"augmentation": None, "train_dataset": packed, "eval_dataset": evaluation, "data_collator": collator}
 
 
-def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": report.accuracy(prediction.label_ids, prediction.predictions)}
-
-
 def _load_model(recipe: RecipeArguments, data: ImageData):
     """Returns the model and image processor of a preset, as initialised, or of a checkpoint."""
-    names = data.class_names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    overrides = ({"problem_type": "multi_label_classification"} if data.multi_label else {}) | recipe.config
+    model_class, overrides = TASKS[recipe.task].model_class, _overrides(recipe, data)
+    if recipe.model in presets.available("models"):
+        model = model_class(MegaVitConfig.from_preset(recipe.model, **overrides))
+    else:
+        config, num_labels = load_config(recipe.model), len(data.class_names)
+        has_head = model_class.__name__ in (config.architectures or ()) and num_labels
+        if has_head and config.num_labels != num_labels and not recipe.ignore_mismatched_sizes:
+            raise ValueError(
+                f"`model` has {config.num_labels} classes and the data {num_labels}: set `ignore_mismatched_sizes` to "
+                "start a new classifier."
+            )
+        model = model_class.from_pretrained(
+            recipe.model, ignore_mismatched_sizes=recipe.ignore_mismatched_sizes, **overrides
+        )
+    if data.multi_label and model.config.problem_type != "multi_label_classification":
+        raise ValueError(
+            "`config.problem_type` must be 'multi_label_classification' for images with several labels, got "
+            f"{model.config.problem_type!r}."
+        )
+    return model, _load_processor(recipe, model.config)
+
+
+def _overrides(recipe: RecipeArguments, data: ImageData) -> dict:
+    """Returns the fields of the configuration that the recipe and the data decide."""
+    names, overrides = data.class_names, dict(recipe.config)
+    if recipe.task == "image-segmentation":
+        overrides.pop("id2label", None)  # `names` has them
+    if data.multi_label:
+        overrides = {"problem_type": "multi_label_classification"} | overrides
     num_labels = overrides.pop("num_labels", len(names))
     if num_labels != len(names):
         raise ValueError(
@@ -172,37 +196,29 @@ def _load_model(recipe: RecipeArguments, data: ImageData):
     )
     if unknown := overrides.keys() - fields_of_config:
         raise ValueError(f"`config` has no field {', '.join(sorted(unknown))}.")
+    if names:
+        overrides |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    return {"freeze_backbone": recipe.freeze_backbone} | overrides
+
+
+def _load_processor(recipe: RecipeArguments, config: MegaVitConfig):
+    """Returns the image processor of a preset or a checkpoint, in the form that the task and the resolution need."""
     if unknown := recipe.image_processor.keys() - MegaVitImageProcessorPil.valid_kwargs.__annotations__.keys():
         raise ValueError(f"`image_processor` has no field {', '.join(sorted(unknown))}.")
-    is_native = recipe.resolution == "native"
-    if recipe.model in presets.available("models"):
-        config = MegaVitConfig.from_preset(recipe.model, **labels, **overrides)
-        model = MegaVitForImageClassification(config)
-        native = {"max_num_patches": math.prod(config.grid_size)} if is_native else {}
-        processor = MegaVitImageProcessorPil.from_config(config, **(native | recipe.image_processor))
-    else:
-        config = load_config(recipe.model)
-        if config.num_labels != num_labels and not recipe.ignore_mismatched_sizes:
-            raise ValueError(
-                f"`model` has {config.num_labels} classes and the data {num_labels}: set `ignore_mismatched_sizes` to "
-                "start a new classifier."
-            )
-        model = MegaVitForImageClassification.from_pretrained(
-            recipe.model, ignore_mismatched_sizes=recipe.ignore_mismatched_sizes, **labels, **overrides
-        )
-        native = {"size": None, "crop_size": None, "do_center_crop": False, "patch_size": model.config.patch_size}
-        native |= {"max_num_patches": math.prod(model.config.grid_size)}
-        processor = AutoImageProcessor.from_pretrained(
-            recipe.model, backend="pil", **((native if is_native else {}) | recipe.image_processor)
-        )
-        if processor.max_num_patches is not None and not is_native:
-            raise ValueError(f"`resolution` must be native for {recipe.model}, whose image processor is, got 'fixed'.")
-    if data.multi_label and model.config.problem_type != "multi_label_classification":
-        raise ValueError(
-            "`config.problem_type` must be 'multi_label_classification' for images with several labels, got "
-            f"{model.config.problem_type!r}."
-        )
-    return model, processor
+    is_preset, form = recipe.model in presets.available("models"), {}
+    if recipe.resolution == "native":
+        form = {"max_num_patches": math.prod(config.grid_size)}
+        if not is_preset:
+            form |= {"size": None, "crop_size": None, "do_center_crop": False, "patch_size": config.patch_size}
+    elif not recipe.task.endswith("classification"):  # nothing of the maps may be cut off
+        form = {"size": dict(zip(("height", "width"), config.image_size)), "do_center_crop": False}
+    form |= recipe.image_processor
+    if is_preset:
+        return MegaVitImageProcessorPil.from_config(config, **form)
+    processor = AutoImageProcessor.from_pretrained(recipe.model, backend="pil", **form)
+    if processor.max_num_patches is not None and recipe.resolution != "native":
+        raise ValueError(f"`resolution` must be native for {recipe.model}, whose image processor is, got 'fixed'.")
+    return processor
 
 
 def _refuse_another_run(output_dir: Path, given: dict) -> None:
@@ -226,34 +242,38 @@ def _write_recipe(output_dir: Path, given: dict) -> None:
     os.replace(unfinished, output_dir / RECIPE)
 
 
+def load_task(output_dir: Path) -> str:
+    """Returns the task of a finished run."""
+    return yaml.safe_load((output_dir / RECIPE).read_text(encoding="utf-8")).get("task", RecipeArguments.task)
+
+
 def _without_output_dir(given: dict) -> dict:
     """Returns the recipe as the output folder keeps it, which may be moved."""
     return {name: value for name, value in given.items() if name != "output_dir"}
 
 
-def _card_facts(trainer: MegaVitTrainer, data: ImageData, metrics: dict, folder: Path) -> CardFacts:
+def _card_facts(
+    trainer: MegaVitTrainer, data: ImageData, metrics: dict, pictures: dict[str, str], folder: Path
+) -> CardFacts:
     """Returns what the model card says of the run, and saves its example images in `folder`."""
     recipe, device = trainer.recipe, trainer.args.device
     is_local = Path(recipe.dataset).expanduser().exists()
-    is_digits = recipe.dataset in ("digits", "digits_native")
+    is_bundled = recipe.dataset in ("digits", "digits_native", "scenes")
     # One's own images are nobody else's business.
-    examples = {} if is_local else report.save_examples(data, folder)
+    examples = {} if is_local or recipe.task != "image-classification" else report.save_examples(data, folder)
     count = torch.get_num_threads()
     name = f"{count} CPU core{'s' * (count > 1)}" if device.type == "cpu" else torch.cuda.get_device_name(device)
     hardware = f"{trainer.args.world_size} x {name}" if trainer.args.world_size > 1 else name
     if "train_runtime" in metrics:
         hardware += f" in {metrics['train_runtime'] / 60:.1f} minutes"
-    pictures = {"Loss, accuracy, learning rate and gradient norm": "curves.png"}
-    if (folder / "confusion_matrix.png").exists():
-        pictures["Confusion matrix"] = "confusion_matrix.png"
     is_on_hub = recipe.model.count("/") == 1 and not Path(recipe.model).exists()
     return CardFacts(
         base_model=recipe.model if is_on_hub else None,
         license=None if is_on_hub else "apache-2.0",
         origin="*A draft by `megavit train`: check the licence, and say what the model is for.*",
         dataset=Path(recipe.dataset).name if is_local else recipe.dataset,
-        dataset_on_hub=not is_local and not is_digits,
-        metrics={name: metrics[name] for name in ("eval_accuracy", "eval_loss")},
+        dataset_on_hub=not is_local and not is_bundled,
+        metrics={name: metrics[name] for name in metrics if name.startswith("eval_") and not name.endswith(SPEED)},
         num_images=(len(data.train), len(data.evaluation)),
         hardware=hardware,
         pictures=pictures,
@@ -261,11 +281,26 @@ def _card_facts(trainer: MegaVitTrainer, data: ImageData, metrics: dict, folder:
     )
 
 
+@torch.no_grad()
+def _panels(trainer: MegaVitTrainer, most: int = 4):
+    """Returns pictures of what the model makes of the first images of the evaluation; each process runs its part of it."""
+    if not trainer.task.has_panels:
+        return None
+    dataset = trainer.eval_dataset
+    rows = [dataset[index] for index in range(min(most, len(dataset)))]
+    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+    trainer.model_wrapped.eval()
+    with trainer.compute_loss_context_manager():
+        outputs = trainer.model_wrapped(**inputs)
+    return trainer.task.panels(outputs, inputs)
+
+
 def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir: Path) -> None:
     """Evaluates the model and fills the output folder, each file whole or not at all and the results last."""
     metrics.pop("total_flos", None)  # Trainer counts a pixel as a token
     prediction = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     metrics |= prediction.metrics
+    panels = _panels(trainer)
     unfinished = output_dir / ".unfinished"
     if trainer.is_world_process_zero():
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -277,15 +312,14 @@ def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir:
         return
     # A pickle; recipe.yaml says the same
     (unfinished / "training_args.bin").unlink()
-    report.plot_curves(trainer.state.log_history, unfinished / "curves.png")
-    has_matrix = prediction.label_ids.ndim == 1
-    if has_matrix:
-        predicted = prediction.predictions.argmax(axis=-1)
-        report.plot_confusion_matrix(
-            prediction.label_ids, predicted, data.class_names, unfinished / "confusion_matrix.png"
-        )
+    report.plot_curves(trainer.state.log_history, trainer.task.headline, unfinished / "curves.png")
+    pictures = {"Loss, metric, learning rate and gradient norm": "curves.png"}
+    pictures |= trainer.task.draw(prediction, unfinished)
+    if panels:
+        report.plot_panels(panels, unfinished / "predictions.png")
+        pictures["Predictions for held-out images"] = "predictions.png"
     model = trainer.accelerator.unwrap_model(trainer.model)
-    facts = _card_facts(trainer, data, metrics, unfinished)
+    facts = _card_facts(trainer, data, metrics, pictures, unfinished)
     facts.recipe = (output_dir / RECIPE).read_text(encoding="utf-8")
     card = model_card(output_dir.resolve().name, model.config, model.num_parameters(), facts)
     card.save(unfinished / "README.md")

@@ -19,13 +19,13 @@ from .recipe import RecipeArguments
 class Progress(ProgressCallback):
     """Trainer's progress bar with the newest numbers behind it, instead of a line for each of them."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.shown = {}
+    def __init__(self, headline: str):
+        super().__init__()
+        self.names, self.shown = ("loss", f"eval_{headline}"), {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None:
-            self.shown |= {name: f"{logs[name]:.3g}" for name in ("loss", "eval_accuracy") if name in (logs or {})}
+            self.shown |= {name: f"{logs[name]:.3g}" for name in self.names if name in (logs or {})}
             self.training_bar.set_postfix(self.shown)
 
 
@@ -35,25 +35,26 @@ class MegaVitTrainer(Trainer):
 
     Args:
         recipe (`RecipeArguments`): Read for `layer_decay`, `head_weight_decay` and `cooldown_steps`.
-        augmentation (`nn.Module`, *optional*): Maps the `pixel_values` of a training batch to what the model gets. It
-            runs in the training step: the data loader works ahead, so random numbers drawn there would not be the same
-            again when a run is resumed. None for packed images, which are augmented by the collator.
+        task (`ImageClassification`): What the model is trained for.
+        augmentation (`nn.Module`, *optional*): What the task changes a training batch with. It runs in the training step:
+            the data loader works ahead, so random numbers drawn there would not be the same again when a run is resumed.
+            None for packed images, which are augmented by the collator.
         model, args, kwargs: As of `Trainer`.
     """
 
-    def __init__(self, recipe: RecipeArguments, augmentation: nn.Module | None, model, args, **kwargs):
+    def __init__(self, recipe: RecipeArguments, task, augmentation: nn.Module | None, model, args, **kwargs):
         # Trainer refuses to save the optimizer of a model that transformers cut into shards: it is done below.
         save_only_model = args.save_only_model
         args.save_only_model |= model.is_distributed_loading_by_transformers
-        super().__init__(model, args, **kwargs)
+        super().__init__(model, args, compute_metrics=task.scores, **kwargs)
         args.save_only_model = save_only_model
         # Trainer's mark for models that generate would be saved in config.json
         vars(self.model.config).pop("use_cache", None)
-        self.recipe = recipe
+        self.recipe, self.task = recipe, task
         self.augmentation = None if augmentation is None else augmentation.to(self.args.device)
         self.packed_batches = []  # numbers of images and of patches since the last log
         if self.pop_callback(ProgressCallback):
-            self.add_callback(Progress)
+            self.add_callback(Progress(task.headline))
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: Trainer's own would say less than what `megavit train` writes in the end."""
@@ -86,8 +87,15 @@ class MegaVitTrainer(Trainer):
         if self.augmentation is None:
             self.packed_batches.append((inputs["spatial_shapes"].shape[0], inputs["pixel_values"].shape[1]))
         else:
-            inputs["pixel_values"] = self.augmentation(inputs["pixel_values"])
+            inputs = self.task.augment(self.augmentation, inputs)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        loss, predictions, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        rows = self.task.summarize(predictions, inputs)
+        # What isn't of one size can't be gathered; that there are labels is all that Trainer still asks of them.
+        return loss, rows, labels if rows is predictions else rows[:, :0]
 
     def log(self, logs, *args, **kwargs):
         if self.packed_batches and "loss" in logs:

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from modeling_megavit.training.augmentation import build_augmentation
+from modeling_megavit.training.augmentation import BatchAugmentation
 from modeling_megavit.training.recipe import RecipeArguments
 
 
@@ -18,7 +18,7 @@ def images():
 
 def augment(images, recipe, mean=None, std=None, seed=0, size=(16, 16)):
     torch.manual_seed(seed)
-    return build_augmentation(recipe, size, mean, std)(images)
+    return BatchAugmentation(recipe, size, mean, std)(images)
 
 
 @pytest.mark.parametrize("seed", range(10))

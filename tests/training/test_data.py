@@ -2,6 +2,7 @@
 """Data sets in the forms they come in: columns and classes are found, what is wrong with them is said."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image as PILImage
 
 from modeling_megavit import MegaVitConfig
 from modeling_megavit.image_processing_pil_megavit import MegaVitImageProcessorPil
-from modeling_megavit.training.data import ToModelInputs, load_data
+from modeling_megavit.training.data import load_data
 from modeling_megavit.training.recipe import RecipeArguments
+from modeling_megavit.training.tasks import ImageClassification
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +86,10 @@ def test_lists_of_classes_become_zeros_and_ones(tmp_path):
     feature = List(ClassLabel(names=["a", "b", "c"]))
     data = load(parquet(tmp_path, [[0, 2], [], [1], [0], [2]], feature, label="labels"), held_out=0.2)
     assert data.multi_label
-    processor = MegaVitImageProcessorPil.from_config(MegaVitConfig.from_preset("megavit-test"))
-    batch = ToModelInputs(data, processor, multi_hot=True)({"img": [draw(), draw()], "labels": [[0, 2], []]})
+    config = MegaVitConfig.from_preset("megavit-test", num_labels=3, problem_type="multi_label_classification")
+    processor = MegaVitImageProcessorPil.from_config(config)
+    task = ImageClassification(RecipeArguments(), data, SimpleNamespace(config=config), processor)
+    batch = task.transform(False, True)({"img": [draw(), draw()], "labels": [[0, 2], []]})
     assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
     assert batch["pixel_values"].shape == (2, 3, 32, 32) and batch["labels"].dtype == torch.float32
 

@@ -33,7 +33,7 @@ def test_each_task_has_its_columns_in_the_types_that_models_take(task):
         assert data.features["label"].names == list(MOTIONS)
 
 
-@pytest.mark.parametrize("task, column", [("segmentation", "segmentation"), ("depth", "depth")])
+@pytest.mark.parametrize("task, column", [("image-segmentation", "segmentation"), ("depth-estimation", "depth")])
 def test_columns_come_back_as_they_were_drawn(task, column):
     """PNG and TIFF keep every bit."""
     data = load_scenes(task, "train", 3, size=(20, 30), max_aspect=2)
@@ -45,7 +45,9 @@ def test_columns_come_back_as_they_were_drawn(task, column):
 
 
 def test_fewer_scenes_are_the_first_of_more():
-    assert equal(pixels(load_scenes("depth", "train", 3)), pixels(load_scenes("depth", "train", 5))[:3])
+    assert equal(
+        pixels(load_scenes("depth-estimation", "train", 3)), pixels(load_scenes("depth-estimation", "train", 5))[:3]
+    )
 
 
 def test_seeds_and_splits_have_no_scene_in_common():
@@ -53,7 +55,7 @@ def test_seeds_and_splits_have_no_scene_in_common():
         image.tobytes()
         for split in scenes.SPLITS
         for seed in (0, 1)
-        for image in pixels(load_scenes("depth", split, 4, size=32, seed=seed))
+        for image in pixels(load_scenes("depth-estimation", split, 4, size=32, seed=seed))
     ]
     assert len(set(images)) == len(images)
 
@@ -145,7 +147,9 @@ def test_images_of_any_aspect_ratio_show_the_same_world(height, width):
 
 
 def test_sizes_and_aspect_ratios_fill_their_range():
-    sizes = np.array([image.size for image in load_scenes("depth", "train", 100, (32, 64), max_aspect=3)["image"]])
+    sizes = np.array(
+        [image.size for image in load_scenes("depth-estimation", "train", 100, (32, 64), max_aspect=3)["image"]]
+    )
     sides, ratios = np.sqrt(sizes.prod(1)), sizes[:, 0] / sizes[:, 1]
     assert 31 < sides.min() < 36 and 60 < sides.max() < 65
     assert 1 / 3.2 < ratios.min() < 0.45 and 2.2 < ratios.max() < 3.2
@@ -183,7 +187,7 @@ def test_single_frames_do_not_show_the_motion():
     """Neighbours in pixels tell the motion from both ends of its way (the labels are right), not from one."""
     ends, labels = {}, {}
     for split in ("train", "test"):
-        data = load_scenes("video", split, 500, size=16, num_frames=2)
+        data = load_scenes("video-classification", split, 500, size=16, num_frames=2)
         ends[split] = np.stack([np.asarray(clip).reshape(2, -1) for clip in pixels(data, "frames")]) / 255
         labels[split] = data["label"][:]
 
@@ -199,21 +203,21 @@ def test_single_frames_do_not_show_the_motion():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"task": "classes"}, "`task` must be one of segmentation, depth"),
+        ({"task": "classes"}, "`task` must be one of image-segmentation, depth-estimation"),
         ({"split": "all"}, "`split` must be one of train, validation, test, got 'all'"),
         ({"num_scenes": 0}, "`num_scenes` must be positive, got 0"),
         ({"size": 4}, "`size` must be a number of pixels from 8"),
         ({"size": (40, 20)}, r"`size` must be .* got \(40, 20\)"),
         ({"size": [16, 24, 32]}, r"`size` must be .* got \[16, 24, 32\]"),
         ({"max_aspect": 0.5}, "`max_aspect` must be from 1 to 8, got 0.5"),
-        ({"num_frames": 8}, "`num_frames` must be left out unless `task` is 'video', got 8"),
-        ({"task": "video", "num_frames": 1}, "`num_frames` must be at least 2"),
+        ({"num_frames": 8}, "`num_frames` must be left out unless `task` is 'video-classification', got 8"),
+        ({"task": "video-classification", "num_frames": 1}, "`num_frames` must be at least 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_unusable_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
-        load_scenes(**{"task": "depth", "split": "train", "num_scenes": 1} | arguments)
+        load_scenes(**{"task": "depth-estimation", "split": "train", "num_scenes": 1} | arguments)
 
 
 def test_an_unknown_motion_raises():
