@@ -82,8 +82,8 @@ def plot_panels(rows: list[list[tuple[str, torch.Tensor, dict]]], path: Path) ->
     figure = Figure(figsize=(2.6 * max(map(len, rows)), 2.5 * len(rows)), layout="constrained")
     for panels, row in zip(figure.subplots(len(rows), max(map(len, rows)), squeeze=False), rows):
         for axes, (title, pixels, style) in zip(panels, row):
-            style, legend = dict(style), style.get("legend", {}) or legend
-            unit, _ = style.pop("colorbar", None), style.pop("legend", None)
+            style = dict(style)
+            unit, legend = style.pop("colorbar", None), style.pop("legend", legend)
             pixels = pixels.permute(1, 2, 0).expand(-1, -1, 3) if pixels.ndim == 3 else pixels
             shown = axes.imshow(pixels.float().cpu().numpy(), **style)
             axes.set_title(title, fontsize="small", wrap=True)
