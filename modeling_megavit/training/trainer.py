@@ -93,6 +93,8 @@ class MegaVitTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         loss, predictions, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if predictions is None:  # `args.prediction_loss_only`
+            return loss, None, None
         rows = self.task.summarize(predictions, inputs)
         # What isn't of one size can't be gathered; that there are labels is all that Trainer still asks of them.
         return loss, rows, labels if rows is predictions else rows[:, :0]
