@@ -337,7 +337,9 @@ class ViTImageProcessingTest(image_processing_tests.ImageProcessingTestMixin, un
         super().test_new_models_require_torchvision_backend()
 
 
-class MegaVitImageProcessingTest(ViTImageProcessingTest):
+class MegaVitImageProcessingTest(
+    image_processing_tests.PostProcessSemanticSegmentationTestMixin, ViTImageProcessingTest
+):
     """A resize that keeps proportions, then a centre crop."""
 
     processor_classes: ClassVar = MEGAVIT_IMAGE_PROCESSORS
