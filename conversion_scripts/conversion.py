@@ -165,7 +165,7 @@ def convert_checkpoint(
         command = f"megavit convert {describe.__module__.rpartition('.')[2].split('_to_')[0].removeprefix('convert_')}"
         facts = card_facts(opened.name, command, figures)
         num_parameters = sum(tensor.numel() for tensor in converted.values())
-        card = model_card(Path(out).name, source.config, num_parameters, facts, source.has_classifier)
+        card = model_card(Path(out).name, source.config, num_parameters, facts, model_class.__name__)
         card.save(folder / "README.md")
     if push is not None:
         from ..hub.push import push as push_folder  # which imports this package

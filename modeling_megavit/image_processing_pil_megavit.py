@@ -29,6 +29,7 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import ChannelDimension, SizeDict, infer_channel_dimension_format, is_valid_image
@@ -65,6 +66,23 @@ def flatten_images(images):
     else:
         got = f"shape {tuple(images.shape)}" if is_valid_image(images) else type(images).__name__
         raise ValueError(f"`images` must be images, arrays of 2 to 4 dimensions, paths or lists of them, got {got}")
+
+
+def split_clips(images) -> list[list]:
+    """Lists the frames of each clip; a clip is a list of images or a 4-D batch, and several are a list of these or 5-D."""
+    ndim = getattr(images, "ndim", 0)
+    if not isinstance(images, list | tuple) and ndim < 4:
+        raise ValueError(
+            f"`images` must be clips, lists of frames, with `do_stack_frames`, got {type(images).__name__}"
+        )
+    is_batch = ndim == 5 or any(isinstance(item, list | tuple) or getattr(item, "ndim", 0) == 4 for item in images)
+    clips = [list(flatten_images(clip)) for clip in (images if is_batch else [images])]
+    lengths = {len(clip) for clip in clips}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"`images` must be clips of one number of frames with `do_stack_frames`, got {sorted(lengths)}"
+        )
+    return clips
 
 
 def decode_image(image: Image.Image, do_convert_rgb: bool | None) -> np.ndarray:
@@ -222,11 +240,14 @@ class MegaVitImageProcessorKwargs(ImagesKwargs, total=False):
         Selects the native form: images keep their aspect ratio and, up to this number of patches, their size.
     do_reduce_labels (`bool`, *optional*, defaults to `False`):
         Whether label 0 of segmentation maps becomes 255, which the loss ignores, and the others one less (ADE20K).
+    do_stack_frames (`bool`, *optional*, defaults to `False`):
+        Whether images are the frames of clips: a list is a clip, and a list of lists several of one length.
     """
 
     patch_size: int | list[int] | tuple[int, ...] | None
     max_num_patches: int | None
     do_reduce_labels: bool | None
+    do_stack_frames: bool | None
 
 
 class MegaVitImageInputs:
@@ -244,12 +265,15 @@ class MegaVitImageInputs:
 
     Segmentation maps go the way of their images, by the nearest pixel, and come out as `labels`: (images, height, width),
     or with `max_num_patches` a list of (height, width).
+
+    With `do_stack_frames`, `pixel_values` are clips, (clips, frames, channels, height, width), as
+    [`MegaVitForVideoClassification`] takes them.
     """
 
     valid_kwargs = MegaVitImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
     patch_size = max_num_patches = None
-    do_reduce_labels = False
+    do_reduce_labels = do_stack_frames = False
 
     resample = Image.Resampling.BICUBIC
     image_mean = image_std = [0.5, 0.5, 0.5]
@@ -333,6 +357,8 @@ class MegaVitImageInputs:
         size, max_num_patches = kwargs["size"], kwargs["max_num_patches"]
         if data_format not in (None, ChannelDimension.FIRST):
             raise ValueError(f"`data_format` must be 'channels_first', got {data_format!r}")
+        if max_num_patches is not None and kwargs["do_stack_frames"]:
+            raise ValueError("`max_num_patches` contradicts `do_stack_frames=True`: the frames of clips have one size")
         if max_num_patches is not None:
             if max_num_patches < 1 or not kwargs["patch_size"]:
                 got = f"{max_num_patches} and {kwargs['patch_size']}"
@@ -363,6 +389,8 @@ class MegaVitImageInputs:
 
     def _preprocess_image_like_inputs(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """As usual; adds the `labels`."""
+        if kwargs["do_stack_frames"]:
+            return self._preprocess_clips(images, segmentation_maps, **kwargs)
         images = self._prepare_image_like_inputs(images, **kwargs)
         labels = None
         if segmentation_maps is not None:
@@ -376,6 +404,21 @@ class MegaVitImageInputs:
         output = self._preprocess(images, **kwargs)
         if labels is not None:
             output["labels"] = labels
+        return output
+
+    def _preprocess_clips(self, images, segmentation_maps, **kwargs) -> BatchFeature:
+        """Takes the frames of all clips for images, and puts them together again."""
+        if segmentation_maps is not None:
+            raise ValueError("`segmentation_maps` contradicts `do_stack_frames=True`: clips have no label maps")
+        clips = split_clips(images)
+        frames = self._prepare_image_like_inputs([frame for clip in clips for frame in clip], **kwargs)
+        output, num_frames = self._preprocess(frames, **kwargs), len(clips[0])
+        pixels = output["pixel_values"]
+        if isinstance(pixels, list):  # without `return_tensors`
+            starts = range(0, len(pixels), num_frames)
+            output["pixel_values"] = [pixels[start : start + num_frames] for start in starts]
+        else:
+            output["pixel_values"] = pixels.reshape(len(clips), num_frames, *pixels.shape[1:])
         return output
 
     def _preprocess_maps(self, maps, return_tensors, device=None, **kwargs):
@@ -429,8 +472,8 @@ class MegaVitImageInputs:
         return BatchFeature(data, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes: list[tuple[int, int]] | None = None
-    ) -> list[torch.Tensor]:
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None, return_segmentation_scores: bool = False
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """
         Turns logits into the class of each pixel.
 
@@ -438,12 +481,21 @@ class MegaVitImageInputs:
             outputs (`SemanticSegmenterOutput`): Of [`MegaVitForSemanticSegmentation`], for images of any form.
             target_sizes (`list[tuple[int, int]]`, *optional*): Height and width to which each image's logits are
                 resized before. Without it, there is a class for each patch.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`): Whether the logits come, too.
 
         Returns:
-            `list[torch.Tensor]`: (height, width) of each image.
+            `list[torch.Tensor]`: (height, width) of each image; or `list[SemanticSegmentationPostProcessorOutput]` with
+            these as `segmentation` and the resized logits (num_labels, height, width) as `segmentation_scores`.
         """
         maps = resize_maps(outputs.logits, target_sizes)
-        return [scores.argmax(dim=0) for scores in maps]
+        if not return_segmentation_scores:
+            return [scores.argmax(dim=0) for scores in maps]
+        return [
+            SemanticSegmentationPostProcessorOutput(
+                {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+            )
+            for scores in maps
+        ]
 
     def post_process_depth_estimation(
         self, outputs, target_sizes: list[tuple[int, int]] | None = None
@@ -478,7 +530,8 @@ class MegaVitImageInputs:
         if given := [name for name in fixed if name in kwargs]:
             raise ValueError(f"`to_patches` takes no {given}: `grid` decides them")
         kwargs |= {"size": {"height": grid[0] * height, "width": grid[1] * width}, "do_resize": True}
-        kwargs |= {"do_center_crop": False, "do_pad": False, "max_num_patches": None, "return_tensors": "pt"}
+        kwargs |= {"do_center_crop": False, "do_pad": False, "max_num_patches": None, "do_stack_frames": False}
+        kwargs |= {"return_tensors": "pt"}
         return cut_into_patches(self.preprocess([image], **kwargs)["pixel_values"][0], (height, width))
 
 

@@ -1086,7 +1086,9 @@ class MegaVitPreTrainedModel(PreTrainedModel):
             bound = math.sqrt(6 / (1 + self.config.hidden_size))  # Xavier's for a kernel from 1 to hidden_size
             init.uniform_(module.probe, -bound, bound)
         elif isinstance(module, MegaVitTemporalEncoder):
-            init.normal_(module.position_embeddings, std=self.config.hidden_size**-0.5)
+            # As large as the features, whose order they tell: with 0.02 or so, as for patches, which go through many more
+            # blocks, training never leaves the level of chance.
+            init.normal_(module.position_embeddings, std=1.0)
         else:
             super()._init_weights(module)
 

@@ -1,14 +1,20 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
 """MegaVit through transformers' Auto classes and pipelines, in this and in a fresh process. Run: pytest tests/test_auto_classes.py"""
 
+import importlib.util
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from head_models import AUTO, NATIVE, PIPELINES, save, write_source
+from load_worker import fingerprint
 from PIL import Image
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -19,6 +25,7 @@ from transformers import (
 )
 
 from modeling_megavit import (
+    MegaVitBackbone,
     MegaVitConfig,
     MegaVitForImageClassification,
     MegaVitImageProcessorPil,
@@ -114,3 +121,50 @@ def test_the_library_works_without_torchvision(folder, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.stdout.strip() == "MegaVitImageProcessorPil", result.stderr
+
+
+def load_in_a_fresh_process(folder, **what):
+    """Runs `load_worker.py` beside the saved models."""
+    command = [sys.executable, str(Path(__file__).with_name("load_worker.py")), json.dumps(what)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_one_repos_weights_load_under_every_auto_class_in_a_fresh_process(tmp_path):
+    """Of a folder, that is, but for AutoBackbone: transformers 5.23 has it take any folder for a model of timm."""
+    loads, expected = [], []
+    for saved, own in AUTO.values():
+        source = save(saved, tmp_path / saved)
+        for auto, (name, parts) in AUTO.items():
+            if auto == "AutoBackbone":
+                continue
+            loads.append((saved, auto))
+            missing = sorted(parts - own - ({"embeddings"} if saved == name else set()))
+            found = {"class": name, "from": "modeling_megavit", "missing": missing}
+            expected.append(found | {"fingerprint": fingerprint(source)})
+    assert load_in_a_fresh_process(tmp_path, loads=loads)["loads"] == expected
+
+
+@pytest.mark.parametrize("saved", [name for name, _ in AUTO.values()])
+def test_every_heads_weights_load_into_a_backbone(saved, tmp_path):
+    source = save(saved, tmp_path)
+    backbone, info = MegaVitBackbone.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert fingerprint(backbone) == fingerprint(source)
+    assert isinstance(AutoBackbone.from_config(backbone.config), MegaVitBackbone)
+
+
+def test_every_pipeline_runs_in_a_fresh_process(tmp_path):
+    """On images of one size, and on images that keep theirs; the frames of a clip have one size."""
+    pipelines, expected = [], []
+    for task, (name, answer) in PIPELINES.items():
+        is_clip = task == "video-classification"
+        if is_clip and importlib.util.find_spec("av") is None:
+            continue
+        for settings in ({},) if is_clip else ({}, NATIVE):
+            folder = f"{task}{len(settings)}"
+            save(name, tmp_path / folder, **settings)
+            pipelines.append((folder, task, write_source(task, tmp_path)))
+            expected.append([answer] * 3)
+    assert load_in_a_fresh_process(tmp_path, loads=[], pipelines=pipelines)["runs"] == expected

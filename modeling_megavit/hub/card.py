@@ -44,6 +44,97 @@ CITATION = """@inproceedings{dehghani2023scaling,
 }"""
 
 
+@dataclass(frozen=True)
+class Head:
+    """
+    What a card says of a class of models.
+
+    Args:
+        what (`str`): What it is, in words.
+        auto (`str`): The Auto class of its snippets.
+        task (`str`): The Hub's and the pipelines' name of its task.
+        answer (`str`): What the snippets print of a pipeline's answer.
+        one, many (`str`): What they print of the `outputs` for `photo`, and for a list of images.
+        metric, metric_name (`str`, *optional*): The figure of held-out data that counts, and its name in words.
+        limit (`str`, *optional*): What it can't do.
+    """
+
+    what: str
+    auto: str
+    task: str
+    answer: str
+    one: str
+    many: str
+    metric: str = ""
+    metric_name: str = ""
+    limit: str = ""
+
+
+FEATURES = ("image-feature-extraction", "[0][0][:4]")
+ORIGINAL = "(outputs, [photo.size[::-1]])[0]"  # of the size that the photo had
+HEADS = {
+    "MegaVitModel": Head(
+        "encoder of images", "AutoModel", *FEATURES, "outputs.pooler_output.shape", "outputs.pooler_output.shape"
+    ),
+    "MegaVitBackbone": Head(
+        "backbone", "AutoModel", *FEATURES, "outputs.last_hidden_state.shape", "outputs.last_hidden_state.shape"
+    ),
+    "MegaVitForImageClassification": Head(
+        "image classifier",
+        "AutoModelForImageClassification",
+        "image-classification",
+        "[:2]",
+        "outputs.logits.softmax(-1).topk(2)",
+        "outputs.logits.shape",
+        "accuracy",
+        "Accuracy",
+        "It puts every image into one of its {num_labels} classes, also one that belongs to none.",
+    ),
+    "MegaVitForSemanticSegmentation": Head(
+        "segmenter of images",
+        "AutoModelForSemanticSegmentation",
+        "image-segmentation",
+        "[:2]",
+        f"processor.post_process_semantic_segmentation{ORIGINAL}.shape",
+        "[tuple(logits.shape) for logits in outputs.logits]",
+        "mean_iou",
+        "Mean IoU",
+        "It puts every pixel into one of its {num_labels} classes, also one that belongs to none.",
+    ),
+    "MegaVitForDepthEstimation": Head(
+        "estimator of depth in metres",
+        "AutoModelForDepthEstimation",
+        "depth-estimation",
+        '["predicted_depth"].shape',
+        f'processor.post_process_depth_estimation{ORIGINAL}["predicted_depth"].shape',
+        "[tuple(depth.shape) for depth in outputs.predicted_depth]",
+        "delta1",
+        "δ < 1.25",
+        "Its metres are those of the cameras of its data; another focal length makes others of them.",
+    ),
+    "MegaVitForMaskedImageModeling": Head(
+        "encoder of images that fills in masked patches",
+        "AutoModelForMaskedImageModeling",
+        *FEATURES,
+        "outputs.reconstruction.shape",
+        "[tuple(pixels.shape) for pixels in outputs.reconstruction]",
+        "masked_error",
+        "Mean absolute error of masked pixels",
+    ),
+    "MegaVitForVideoClassification": Head(
+        "video classifier",
+        "AutoModelForVideoClassification",
+        "video-classification",
+        "[:2]",
+        "outputs.logits.softmax(-1).topk(2)",
+        "",
+        "accuracy",
+        "Accuracy",
+        "It puts every clip into one of its {num_labels} classes, also one that belongs to none.",
+    ),
+}
+
+
 @dataclass
 class CardFacts:
     """
@@ -54,7 +145,8 @@ class CardFacts:
         license (`str`, *optional*): Its licence, by the Hub's names.
         dataset (`str`, *optional*): What it was trained on: a Hub id, or a name.
         dataset_on_hub (`bool`, *optional*, defaults to `False`): Whether `dataset` is a Hub id.
-        metrics (`dict[str, float]`, *optional*): `eval_accuracy`, `eval_loss` and others, of held-out images.
+        metrics (`dict[str, float]`, *optional*): `eval_accuracy` (or `eval_mean_iou`, `eval_delta1`, `eval_masked_error`: see
+            `HEADS`), `eval_loss` and others, of held-out data.
         num_images (`tuple[int, int]`, *optional*): Images of training and evaluation.
         recipe (`str`, *optional*): The recipe of `megavit train`, as YAML.
         hardware (`str`, *optional*): What it was trained on and for how long.
@@ -84,75 +176,83 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def metadata(name: str, is_classifier: bool, facts: CardFacts) -> ModelCardData:
+def metadata(name: str, head: Head, facts: CardFacts) -> ModelCardData:
     """Returns what the Hub reads of a card."""
-    results = None
-    if facts.dataset and "eval_accuracy" in facts.metrics:
+    results, value = None, facts.metrics.get(f"eval_{head.metric}", facts.metrics.get(head.metric))
+    if facts.dataset and value is not None:
         result = EvalResult(
-            task_type="image-classification",
-            task_name="Image Classification",
+            task_type=head.task,
+            task_name=head.task.replace("-", " ").title(),
             dataset_type=facts.dataset,
             dataset_name=facts.dataset,
             dataset_split="test",
-            metric_type="accuracy",
-            metric_name="Accuracy",
-            metric_value=round(facts.metrics["eval_accuracy"], 4),
+            metric_type=head.metric,
+            metric_name=head.metric_name,
+            metric_value=round(value, 4),
         )
         results = [result]
     return ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
+        pipeline_tag=head.task,
         license=facts.license,
         tags=["megavit", "vision"],
         base_model=facts.base_model,
         datasets=[facts.dataset] if facts.dataset_on_hub else None,
-        metrics=["accuracy"] if results else None,
+        metrics=[head.metric] if results else None,
         eval_results=results,
         widget=[{"src": src, "example_title": title} for title, src in facts.examples.items()] or None,
     )
 
 
-def usage(name: str, config: MegaVitConfig, is_classifier: bool) -> str:
-    """Returns three snippets that run one after the other."""
-    mode = "RGB" if config.num_channels == 3 else "L"
-    photo = f'Image.effect_noise((320, 240), 64).convert("{mode}")  # yours: Image.open("photo.png")'
-    task = "image-classification" if is_classifier else "image-feature-extraction"
-    auto = "AutoModelForImageClassification" if is_classifier else "AutoModel"
-    result = "logits.softmax(-1).topk(2)" if is_classifier else "pooler_output.shape"
-    multiple = " x ".join(map(str, config.patch_size))
+def usage(name: str, config: MegaVitConfig, head: Head) -> str:
+    """Returns three snippets that run one after the other, the last one of a video beside a clip.mp4."""
+    mode, channels, patch_size = "RGB" if config.num_channels == 3 else "L", config.num_channels, config.patch_size
+    photo = f'Image.effect_noise((320, 240), 64).convert("{mode}")'
+    pipeline = f'pipeline("{head.task}", model=model_id)'
+    if is_video := head.task == "video-classification":
+        source = f"[{photo} for _ in range({config.num_frames})]  # the frames, one behind the other"
+        last = f"""A file, which PyAV reads (`pip install av`), from its first frame on:
+
+```python
+print({pipeline}("clip.mp4"){head.answer})
+```"""
+    else:
+        source = f'{photo}  # yours: Image.open("photo.png")'
+        last = f"""Images of any sizes at once, here of whole patches of {" x ".join(map(str, patch_size))} pixels, without padding:
+
+```python
+images = [torch.rand({channels}, {patch_size[0]} * rows, {patch_size[1]} * columns) for rows, columns in ((2, 3), (4, 2))]
+with torch.inference_mode():
+    outputs = model(images)
+print({head.many})
+```"""
+    given = "clip" if is_video else "photo"
     # Pipelines make RGB of every image.
-    imports, call = "", ""
-    if config.num_channels == 3:
-        imports = "\nfrom transformers import pipeline"
-        call = f'\nprint(pipeline("{task}", model=model_id)(photo)[:2])'
+    call = f"\nprint({pipeline}(photo){head.answer})" if channels == 3 and not is_video else ""
+    imports = "\nfrom transformers import pipeline" if call or is_video else ""
     return f"""```python
 {IMPORT}
 from PIL import Image{imports}
 
 model_id = "{name}"  # the folder, or the id on the Hub
-photo = {photo}{call}
+{given} = {source}{call}
 ```
 
 Step by step:
 
 ```python
 import torch
-from transformers import AutoImageProcessor, {auto}
+from transformers import AutoImageProcessor, {head.auto}
 
 processor = AutoImageProcessor.from_pretrained(model_id)
-model = {auto}.from_pretrained(model_id).eval()
+model = {head.auto}.from_pretrained(model_id).eval()
 with torch.inference_mode():
-    print(model(**processor(photo, return_tensors="pt")).{result})
+    outputs = model(**processor({given}, return_tensors="pt"))
+print({head.one})
 ```
 
-Images of any sizes at once, here of whole patches of {multiple} pixels, without padding:
-
-```python
-images = [torch.rand({config.num_channels}, {config.patch_size[0]} * rows, {config.patch_size[1]} * columns) for rows, columns in ((2, 3), (4, 2))]
-with torch.inference_mode():
-    print(model(images).{"logits" if is_classifier else "pooler_output"}.shape)
-```"""
+{last}"""
 
 
 def training_section(facts: CardFacts) -> str | None:
@@ -172,13 +272,11 @@ def training_section(facts: CardFacts) -> str | None:
     return "\n\n".join(text) or None
 
 
-def limits(config: MegaVitConfig, is_classifier: bool) -> str:
+def limits(config: MegaVitConfig, head: Head) -> str:
     """Returns what the model can't do, as far as its configuration tells."""
     lines = []
-    if is_classifier and config.problem_type != "multi_label_classification":
-        lines.append(
-            f"It puts every image into one of its {config.num_labels} classes, also one that belongs to none."
-        )
+    if head.limit and config.problem_type != "multi_label_classification":
+        lines.append(head.limit.format(num_labels=config.num_labels))
     if config.position_embedding_type == "factorized" and config.position_coordinates == "absolute":
         lines.append(
             f"Images may have at most {config.grid_size[0]} rows and {config.grid_size[1]} columns of patches."
@@ -193,7 +291,11 @@ def limits(config: MegaVitConfig, is_classifier: bool) -> str:
 
 
 def model_card(
-    name: str, config: MegaVitConfig, num_parameters: int, facts: CardFacts | None = None, is_classifier: bool = True
+    name: str,
+    config: MegaVitConfig,
+    num_parameters: int,
+    facts: CardFacts | None = None,
+    architecture: str = "MegaVitForImageClassification",
 ) -> ModelCard:
     """
     Writes the card of a model.
@@ -203,33 +305,44 @@ def model_card(
         config (`MegaVitConfig`): Its configuration.
         num_parameters (`int`): Number of its parameters.
         facts (`CardFacts`, *optional*): What is known about its making.
-        is_classifier (`bool`, *optional*, defaults to `True`): Whether it has a classifier.
+        architecture (`str`, *optional*, defaults to `"MegaVitForImageClassification"`): The name of its class.
 
     Returns:
         `ModelCard`: saved and validated by its own methods.
+
+    Raises:
+        `ValueError`: if `architecture` is no class of MegaVit's.
     """
     facts = facts or CardFacts()
+    if architecture not in HEADS:
+        raise ValueError(f"`architecture` must be one of {', '.join(HEADS)}, got {architecture!r}.")
+    head = HEADS[architecture]
     labels = list(config.id2label.values())
     classes = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-    what = f"image classifier with {num_parameters:,} parameters and {config.num_labels} classes: {classes}"
-    if not is_classifier:
-        what = f"encoder of images with {num_parameters:,} parameters"
+    what = f"{head.what} with {num_parameters:,} parameters"
+    if "{num_labels}" in head.limit:
+        what += f" and {config.num_labels} classes: {classes}"
     metrics = [(key.removeprefix("eval_"), f"{value:.4f}") for key, value in facts.metrics.items()]
     pictures = "\n\n".join(f"![{title}]({file})" for title, file in facts.pictures.items())
     sections = {
-        "Use": usage(name, config, is_classifier),
+        "Use": usage(name, config, head),
         "Results": "\n\n".join(filter(None, [metrics and table(("metric", "held out"), metrics), pictures])),
         "Data and training": training_section(facts),
         **facts.sections,
         "Architecture": table(("field", "value"), [(field, getattr(config, field)) for field in ARCHITECTURE]),
-        "Limits": limits(config, is_classifier),
+        "Limits": limits(config, head),
         "Citation": f"```bibtex\n{CITATION}\n```",
     }
     text = "\n\n".join(f"## {title}\n\n{section}" for title, section in sections.items() if section)
     block = "ViT-22B's block" if config.layer_type == "parallel" else f"the block `{config.layer_type}`"
     intro = f"A MegaVit {what}. It has {block}. {facts.origin or ''}".strip()
-    head = metadata(name, is_classifier, facts).to_yaml()
-    return ModelCard(f"---\n{head}\n---\n\n# {name}\n\n{intro}\n\n{text}\n")
+    data = metadata(name, head, facts).to_yaml()
+    return ModelCard(f"---\n{data}\n---\n\n# {name}\n\n{intro}\n\n{text}\n")
+
+
+def architecture_of(config: MegaVitConfig) -> str:
+    """Returns the name of the class that was saved; `save_pretrained` and `megavit convert` leave it in config.json."""
+    return (config.architectures or ["MegaVitModel"])[0]
 
 
 def model_card_for(folder: str | Path) -> ModelCard:
@@ -240,9 +353,8 @@ def model_card_for(folder: str | Path) -> ModelCard:
         folder (`str` or `Path`): With config.json and safetensors.
     """
     folder = Path(folder)
-    config, num_parameters, names = AutoConfig.from_pretrained(folder), 0, set()
+    config, num_parameters = AutoConfig.from_pretrained(folder), 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            names |= set(tensors.keys())
             num_parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    return model_card(folder.resolve().name, config, num_parameters, is_classifier="classifier.weight" in names)
+    return model_card(folder.resolve().name, config, num_parameters, architecture=architecture_of(config))

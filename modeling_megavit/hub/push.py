@@ -21,14 +21,14 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects, httpx, validate_repo_id
 from transformers.models.auto import modeling_auto
 
+from .. import modeling_megavit
 from ..configuration_megavit import MegaVitConfig
 from ..conversion_scripts.checkpoint import Checkpoint
 from ..conversion_scripts.key_table import shorten
 from ..image_processing_megavit import MegaVitImageProcessor
 from ..image_processing_pil_megavit import MegaVitImageProcessorPil
-from ..modeling_megavit import MegaVitForImageClassification, MegaVitModel
 from ..training.checkpoint import load_config
-from .card import IMPORT, model_card_for
+from .card import HEADS, IMPORT, architecture_of, model_card_for
 
 
 CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
@@ -83,8 +83,10 @@ def push(
     """
     folder = Path(folder).expanduser().resolve()
     _check_arguments(repo, private, widget, as_vit, space, revision)
-    shapes, files = _check_folder(folder)
-    is_classifier = "classifier.weight" in shapes
+    architecture, files = _check_folder(folder)
+    is_classifier = architecture == "MegaVitForImageClassification"
+    if space and not is_classifier:
+        raise ValueError(f"`space` must be False for a {architecture}: the Space runs a classifier of images.")
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         files |= _settings(folder, scratch, with_code)
@@ -158,8 +160,8 @@ def _check_arguments(repo, private, widget, as_vit, space, revision):
         raise ValueError(f"`space=True` contradicts `revision={revision!r}`: the Space loads the branch main.")
 
 
-def _check_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Path]]:
-    """Returns the tensors of a whole model on the meta device, and the files to push by their names there."""
+def _check_folder(folder: Path) -> tuple[str, dict[str, Path]]:
+    """Returns the class of a whole model, and the files to push by their names there."""
     if missing := [name for name in (CONFIG, PROCESSOR) if not (folder / name).is_file()]:
         raise FileNotFoundError(f"The folder must be of a model, but {folder} has no {' and no '.join(missing)}.")
     config = load_config(str(folder))
@@ -168,16 +170,19 @@ def _check_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Path
         got = "both" if is_sharded else "neither"
         raise FileNotFoundError(f"The folder must have {WEIGHTS} or {INDEX}, but {folder} has {got}.")
     checkpoint = Checkpoint(folder)
-    model_class = MegaVitForImageClassification if "classifier.weight" in checkpoint.shapes else MegaVitModel
+    if (architecture := architecture_of(config)) not in HEADS:
+        raise ValueError(f"`architectures` in {CONFIG} must name one of {', '.join(HEADS)}, got {architecture!r}.")
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
+        expected = {
+            name: tensor.shape for name, tensor in getattr(modeling_megavit, architecture)(config).state_dict().items()
+        }
     got = {name: tensor.shape for name, tensor in checkpoint.shapes.items()}
     if wrong := sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)):
         raise ValueError(
-            f"The weights of {folder} must be those of a {model_class.__name__} of its {CONFIG}, but {shorten(wrong)} differ."
+            f"The weights of {folder} must be those of a {architecture} of its {CONFIG}, but {shorten(wrong)} differ."
         )
     files = _tree(folder, PUSHED) | {file.name: file for file in checkpoint.files}
-    return checkpoint.shapes, files | ({INDEX: folder / INDEX} if is_sharded else {})
+    return architecture, files | ({INDEX: folder / INDEX} if is_sharded else {})
 
 
 def _tree(folder: Path, patterns: tuple[str, ...] = ("**/*",)) -> dict[str, Path]:

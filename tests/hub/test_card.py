@@ -5,19 +5,23 @@ import re
 
 import pytest
 import yaml
+from head_models import write_source
 from huggingface_hub import ModelCard
+from transformers.pipelines import SUPPORTED_TASKS
 from typer.testing import CliRunner
 
-from modeling_megavit import MegaVitConfig, MegaVitForImageClassification, MegaVitImageProcessorPil, MegaVitModel
+import modeling_megavit
+from modeling_megavit import MegaVitConfig, MegaVitImageProcessorPil
 from modeling_megavit.cli import app
-from modeling_megavit.hub.card import CardFacts, model_card, model_card_for
+from modeling_megavit.hub.card import HEADS, CardFacts, model_card, model_card_for
 
 
-def save(folder, model_class=MegaVitForImageClassification, **fields):
+def save(folder, architecture, **fields):
     config = MegaVitConfig.from_preset("megavit-test", num_labels=3, **fields)
-    model = model_class(config)
+    model = getattr(modeling_megavit, architecture)(config)
     model.save_pretrained(folder)
-    MegaVitImageProcessorPil.from_config(config).save_pretrained(folder)
+    clips = {"do_stack_frames": True} if "Video" in architecture else {}
+    MegaVitImageProcessorPil.from_config(config, **clips).save_pretrained(folder)
     return model
 
 
@@ -31,16 +35,37 @@ def run_snippets(card, folder, monkeypatch):
         exec(compile(snippet, "README.md", "exec"), names)
 
 
-@pytest.mark.parametrize("model_class", [MegaVitForImageClassification, MegaVitModel])
+@pytest.mark.parametrize("architecture", HEADS)
 @pytest.mark.parametrize("fields", [{}, {"num_channels": 1, "position_embedding_type": "factorized"}])
-def test_the_card_of_a_bare_folder_runs(model_class, fields, tmp_path, monkeypatch):
-    model = save(tmp_path / "model", model_class, **fields)
+def test_the_card_of_a_bare_folder_runs(architecture, fields, tmp_path, monkeypatch):
+    if "Video" in architecture:
+        if fields:
+            pytest.skip("pipelines make RGB of every video")
+        write_source("video-classification", tmp_path)
+    model = save(tmp_path / "model", architecture, **fields)
     card = model_card_for(tmp_path / "model")
-    is_classifier = model_class is MegaVitForImageClassification
-    assert card.data.pipeline_tag == ("image-classification" if is_classifier else "image-feature-extraction")
+    assert card.data.pipeline_tag == HEADS[architecture].task
     assert card.data.library_name == "transformers"
     assert f"{model.num_parameters():,} parameters" in card.text
     run_snippets(card, tmp_path / "model", monkeypatch)
+
+
+@pytest.mark.parametrize("architecture", [name for name, head in HEADS.items() if head.metric])
+def test_the_figure_that_counts_is_what_the_hub_reads(architecture):
+    head, config = HEADS[architecture], MegaVitConfig.from_preset("megavit-test")
+    assert head.task in SUPPORTED_TASKS
+    for key in (head.metric, f"eval_{head.metric}"):
+        facts = CardFacts(dataset="scenes", metrics={"eval_loss": 0.1, key: 0.87654})
+        card = ModelCard(model_card("mine", config, 123, facts, architecture).content)
+        (result,) = card.data.eval_results
+        assert (result.task_type, result.metric_type, result.metric_value) == (head.task, head.metric, 0.8765)
+        assert card.data.metrics == [head.metric]
+    assert not model_card("mine", config, 123, CardFacts(dataset="scenes"), architecture).data.eval_results
+
+
+def test_a_class_of_others_has_no_card():
+    with pytest.raises(ValueError, match="`architecture` must be one of MegaVitModel, .* got 'ViTModel'"):
+        model_card("mine", MegaVitConfig.from_preset("megavit-test"), 123, architecture="ViTModel")
 
 
 def test_what_is_known_is_what_the_hub_reads(tmp_path):

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from head_models import AUTO, PIPELINES, write_source
+from head_models import save as save_head
 from hub_models import run, save
+from load_worker import fingerprint
 from PIL import Image
 
 from modeling_megavit import (
@@ -136,3 +139,24 @@ def test_every_auto_class_and_pipeline_runs_without_the_package(
             torch.testing.assert_close(torch.tensor(result["logits"]), logits, rtol=1e-4, atol=1e-5)
             scores = dict(zip(("LABEL_0", "LABEL_1", "LABEL_2"), logits.softmax(-1).tolist()))
             assert result["scores"] == pytest.approx(scores, abs=1e-5)
+
+
+def test_every_head_runs_without_the_package(connected, tmp_path, packages):
+    """Whichever was saved, each Auto class loads it, and pipelines run."""
+    loads, expected, pipelines = [], [], []
+    for saved, own in AUTO.values():
+        source = save_head(saved, tmp_path / saved)
+        push(tmp_path / saved, repo := f"someone/{saved}", with_code=True)
+        for auto, (name, parts) in AUTO.items():
+            loads.append((repo, auto))
+            missing = sorted(parts - own - ({"embeddings"} if saved == name else set()))
+            found = {"class": name, "from": "transformers_modules", "missing": missing}
+            expected.append(found | {"fingerprint": fingerprint(source)})
+    for task, (name, _) in PIPELINES.items():
+        pipelines.append((f"someone/{name}", task, write_source(task, tmp_path)))
+    what = {"loads": loads, "pipelines": pipelines, "trust_remote_code": True}
+    code = f"import sitecustomize, load_worker\nload_worker.main(**{what})"
+    path = os.pathsep.join([packages[False], str(Path(__file__).parents[1])])
+    found = run(code, connected, tmp_path / "home", options=("-S",), PYTHONPATH=path)
+    assert found["loads"] == expected
+    assert found["runs"] == [[answer] * 3 for _, answer in PIPELINES.values()]

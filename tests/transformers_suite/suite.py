@@ -321,8 +321,15 @@ class ImageProcessingTester(image_processing_tests.ImageProcessingTester):
     def __init__(self, parent):
         super().__init__(parent, **parent.settings)
 
+    num_labels = 10
+
     def _get_image_processing_classes(self):
         return self.parent.processor_classes
+
+    def prepare_post_process_semantic_segmentation_inputs(self):
+        """As over there, where every `size` has a height and a width."""
+        with mock.patch.object(self, "size", {"height": 18, "width": 20}):
+            return super().prepare_post_process_semantic_segmentation_inputs()
 
 
 class ViTImageProcessingTest(image_processing_tests.ImageProcessingTestMixin, unittest.TestCase):
@@ -337,7 +344,9 @@ class ViTImageProcessingTest(image_processing_tests.ImageProcessingTestMixin, un
         super().test_new_models_require_torchvision_backend()
 
 
-class MegaVitImageProcessingTest(ViTImageProcessingTest):
+class MegaVitImageProcessingTest(
+    image_processing_tests.PostProcessSemanticSegmentationTestMixin, ViTImageProcessingTest
+):
     """A resize that keeps proportions, then a centre crop."""
 
     processor_classes: ClassVar = MEGAVIT_IMAGE_PROCESSORS
