@@ -108,7 +108,7 @@ HEADS = {
         '["predicted_depth"].shape',
         f'processor.post_process_depth_estimation{ORIGINAL}["predicted_depth"].shape',
         "[tuple(depth.shape) for depth in outputs.predicted_depth]",
-        "delta1",
+        "delta_1.25",
         "δ < 1.25",
         "Its metres are those of the cameras of its data; another focal length makes others of them.",
     ),
@@ -118,8 +118,8 @@ HEADS = {
         *FEATURES,
         "outputs.reconstruction.shape",
         "[tuple(pixels.shape) for pixels in outputs.reconstruction]",
-        "masked_error",
-        "Mean absolute error of masked pixels",
+        "relative_mse",
+        "Squared error of masked pixels, in parts of the mean colour's",
     ),
     "MegaVitForVideoClassification": Head(
         "video classifier",
@@ -145,7 +145,7 @@ class CardFacts:
         license (`str`, *optional*): Its licence, by the Hub's names.
         dataset (`str`, *optional*): What it was trained on: a Hub id, or a name.
         dataset_on_hub (`bool`, *optional*, defaults to `False`): Whether `dataset` is a Hub id.
-        metrics (`dict[str, float]`, *optional*): `eval_accuracy` (or `eval_mean_iou`, `eval_delta1`, `eval_masked_error`: see
+        metrics (`dict[str, float]`, *optional*): `eval_accuracy` (or the metric of another head, see
             `HEADS`), `eval_loss` and others, of held-out data.
         num_images (`tuple[int, int]`, *optional*): Images of training and evaluation.
         recipe (`str`, *optional*): The recipe of `megavit train`, as YAML.

@@ -133,8 +133,7 @@ class VideoClassification(ImageClassification):
     has_panels = True
 
     def pixels(self, images, **kwargs):
-        frames = [frame for clip in images for frame in sample_frames(clip, self.config.num_frames)]
-        return super().pixels(frames, **kwargs).unflatten(0, (len(images), -1))
+        return super().pixels([sample_frames(clip, self.config.num_frames) for clip in images], **kwargs)
 
     def panels(self, outputs, inputs):
         rows = []

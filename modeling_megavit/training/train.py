@@ -212,7 +212,7 @@ def _load_processor(recipe: RecipeArguments, config: MegaVitConfig):
             form |= {"size": None, "crop_size": None, "do_center_crop": False, "patch_size": config.patch_size}
     elif not recipe.task.endswith("classification"):  # nothing of the maps may be cut off
         form = {"size": dict(zip(("height", "width"), config.image_size)), "do_center_crop": False}
-    form |= recipe.image_processor
+    form |= {"do_stack_frames": recipe.task == "video-classification"} | recipe.image_processor
     if is_preset:
         return MegaVitImageProcessorPil.from_config(config, **form)
     processor = AutoImageProcessor.from_pretrained(recipe.model, backend="pil", **form)
@@ -321,7 +321,8 @@ def _finish(trainer: MegaVitTrainer, data: ImageData, metrics: dict, output_dir:
     model = trainer.accelerator.unwrap_model(trainer.model)
     facts = _card_facts(trainer, data, metrics, pictures, unfinished)
     facts.recipe = (output_dir / RECIPE).read_text(encoding="utf-8")
-    card = model_card(output_dir.resolve().name, model.config, model.num_parameters(), facts)
+    name, architecture = output_dir.resolve().name, trainer.task.model_class.__name__
+    card = model_card(name, model.config, model.num_parameters(), facts, architecture)
     card.save(unfinished / "README.md")
     trainer.state.save_to_json(str(unfinished / "trainer_state.json"))
     for file in unfinished.iterdir():
