@@ -4,7 +4,7 @@
 import difflib
 import json
 from argparse import Namespace
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -12,10 +12,12 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .. import presets
 from ..packing import TokenDropout
+from .distillation import Distillation
+from .progressive import ProgressiveResolution
 
 
 # Fields that are mappings, whose keys are options of their own: `--config.hidden_size 64`.
-NESTED = ("config", "image_processor", "token_dropout")
+NESTED = ("config", "image_processor", "token_dropout", "progressive_resolution", "distillation")
 
 
 @dataclass
@@ -66,7 +68,10 @@ class RecipeArguments:
         metadata={"help": "Native: draws the sides of the images between two numbers of pixels, `64 384`."},
     )
     token_dropout: dict | str | None = field(
-        default=None, metadata={"help": "Native: fields of TokenDropout; `--token_dropout.rate 0.5` sets one."}
+        default=None,
+        metadata={
+            "help": "Fields of TokenDropout; `--token_dropout.rate 0.5` sets one. Fixed: `distribution` is constant."
+        },
     )
     oversized: str = field(
         default="error", metadata={"help": "Native: `error` for images over the budget, or `resize`, to shrink them."}
@@ -78,6 +83,25 @@ class RecipeArguments:
     flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip."})
     rand_augment: list[int] | None = field(
         default=None, metadata={"help": "RandAugment: number of operations and magnitude from 1 to 29, `2 9`."}
+    )
+    mixup: float | None = field(
+        default=None, metadata={"help": "mixup: blends pairs of images by a share drawn from Beta(mixup, mixup)."}
+    )
+    cutmix: float | None = field(
+        default=None,
+        metadata={"help": "CutMix: fills a box of such a share; with both, each image has one at equal odds."},
+    )
+    mix_probability: float = field(default=1.0, metadata={"help": "The part of the images that are mixed."})
+    progressive_resolution: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of ProgressiveResolution; `--progressive_resolution.num_images 10000` sets one."},
+    )
+    distillation: dict | str | None = field(
+        default=None, metadata={"help": "Fields of Distillation; `--distillation.teacher MODEL` sets one."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and keep a moving average of the weights that decays by this, like 0.9999."},
     )
 
     layer_decay: float = field(
@@ -112,10 +136,19 @@ class RecipeArguments:
         )
         self._require("side_lengths", self.side_lengths is None or is_native, "for `resolution` native")
         self._require("side_lengths", len(self.side_lengths or [1, 2]) == 2, "two numbers of pixels")
-        self._require("token_dropout", not self.token_dropout or is_native, "for `resolution` native")
-        known = {field.name for field in fields(TokenDropout)}
-        if unknown := self.token_dropout.keys() - known:
-            raise ValueError(f"`token_dropout` has no field {', '.join(sorted(unknown))}.")
+        is_constant = self.token_dropout.get("distribution", "constant") == "constant"
+        self._require("token_dropout", is_constant or is_native, "constant, or for `resolution` native")
+        self._check_fields("token_dropout", TokenDropout)
+        self._check_fields("progressive_resolution", ProgressiveResolution)
+        self._check_fields("distillation", Distillation)
+        has_sides = not self.progressive_resolution or not is_native or self.side_lengths is not None
+        self._require("side_lengths", has_sides, "two numbers of pixels, which `progressive_resolution` scales")
+        for name in ("mixup", "cutmix"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive")
+        is_mixed = self.mixup is not None or self.cutmix is not None
+        self._require("mix_probability", is_mixed or self.mix_probability == 1, "for `mixup` or `cutmix`")
+        self._require("mix_probability", 0 < self.mix_probability <= 1, "above 0 and at most 1")
+        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
         if self.token_dropout and self.config.get("token_dropout_prob"):
             raise ValueError("`token_dropout` and `config.token_dropout_prob` would both drop patches: choose one.")
         self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
@@ -127,6 +160,17 @@ class RecipeArguments:
         self._require("crop_scale", scale is None or len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "like 0.5 1")
         ops = self.rand_augment
         self._require("rand_augment", ops is None or len(ops) == 2 and ops[0] > 0 and 0 < ops[1] < 30, "like 2 9")
+
+    def _check_fields(self, name: str, kind: type):
+        """Raises unless the mapping `name`, if there is one, makes a `kind`."""
+        value = getattr(self, name)
+        if unknown := value.keys() - {field.name for field in fields(kind)}:
+            raise ValueError(f"`{name}` has no field {', '.join(sorted(unknown))}.")
+        needed = {field.name for field in fields(kind) if field.default is MISSING}
+        if value and (missing := needed - value.keys()):
+            raise ValueError(f"`{name}` must have a field {', '.join(sorted(missing))}.")
+        if value:
+            kind(**value)
 
     def _require(self, name: str, holds: bool, expected: str):
         if not holds:

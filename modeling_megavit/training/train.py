@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ from . import report
 from .augmentation import ImageAugmentation, build_augmentation
 from .checkpoint import load_config
 from .data import ImageData, ToModelInputs, load_data
+from .mixing import Mixing, MixingCollator
+from .progressive import GrowingSideLengths, ProgressiveResolution
 from .recipe import RecipeArguments, read_recipe
 from .stability import AttentionStatistics
 from .trainer import MegaVitTrainer, last_complete_checkpoint
@@ -136,7 +139,15 @@ def _fixed_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> 
 def _native_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) -> dict:
     """Returns the data sets, and the collator that packs them, of images that keep their proportions."""
     args.train_sampling_strategy = "sequential"  # the packs are shuffled already
-    collator = MegaVitPackingCollator(processor, data.image_column, augment=ImageAugmentation(recipe))
+    collator_class, side_lengths = MegaVitPackingCollator, None
+    if recipe.mixup is not None or recipe.cutmix is not None:
+        collator_class = partial(MixingCollator, Mixing(recipe.mixup, recipe.cutmix, recipe.mix_probability))
+    collator = collator_class(processor, data.image_column, augment=ImageAugmentation(recipe))
+    if recipe.progressive_resolution:
+        growth = ProgressiveResolution(**recipe.progressive_resolution)
+        side_lengths = GrowingSideLengths(*recipe.side_lengths, growth=growth)
+    elif recipe.side_lengths:
+        side_lengths = SideLengths(*recipe.side_lengths)
     train, evaluation = (
         part.with_transform(ToModelInputs(data, None, multi_hot)) for part in (data.train, data.evaluation)
     )
@@ -146,7 +157,7 @@ def _native_inputs(recipe, args, data: ImageData, processor, multi_hot: bool) ->
         recipe.token_budget,
         look_ahead=recipe.look_ahead,
         seed=args.seed,
-        side_lengths=SideLengths(*recipe.side_lengths) if recipe.side_lengths else None,
+        side_lengths=side_lengths,
         token_dropout=TokenDropout(**recipe.token_dropout) if recipe.token_dropout else None,
         oversized=recipe.oversized,
     )
