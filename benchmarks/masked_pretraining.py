@@ -34,7 +34,9 @@ def main():
 
     pretrained = args.output_dir / "masked"
     train("masked_scenes", ["--output_dir", str(pretrained), "--max_steps", args.masked_steps])
-    table = Table("frozen encoder", *(f"lr {rate}" for rate in args.learning_rate), title="mean IoU of a linear decoder")
+    table = Table(
+        "frozen encoder", *(f"lr {rate}" for rate in args.learning_rate), title="mean IoU of a linear decoder"
+    )
     for name, model in (("masked pre-training", ["--model", str(pretrained)]), ("as initialised", [])):
         scores = []
         for rate in args.learning_rate:

@@ -42,8 +42,8 @@ class SideLengths:
         _require("low", 0 < self.low <= self.high, f"above 0 and at most `high`, {self.high}", self.low)
         _require("std", self.std > 0, "positive", self.std)
 
-    def draw(self, rng: np.random.Generator) -> float:
-        """Returns one side in pixels."""
+    def draw(self, rng: np.random.Generator, images_seen: int = 0) -> float:
+        """Returns one side in pixels; a schedule may depend on the images of training that were seen."""
         position = _truncated_normal(rng, self.mean, self.std, -1, 1)
         return self.low + (self.high - self.low) * (position + 1) / 2
 
@@ -301,7 +301,7 @@ class _Planner:
         """Draws the plan of image `index`, of (height, width) pixels."""
         seed = (self.seed, epoch, index)
         rng = np.random.default_rng(seed)
-        side = None if self.side_lengths is None else self.side_lengths.draw(rng)
+        side = None if self.side_lengths is None else self.side_lengths.draw(rng, images_seen)
         grid = self.collator.grid(size, side)
         rate = 0.0 if self.token_dropout is None else self.token_dropout.draw(rng, math.prod(grid), images_seen)
         num_kept = max(1, round(math.prod(grid) * (1 - rate)))

@@ -4,7 +4,7 @@
 import difflib
 import json
 from argparse import Namespace
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -12,10 +12,12 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .. import presets
 from ..packing import TokenDropout
+from .distillation import Distillation
+from .progressive import ProgressiveResolution
 
 
 # Fields that are mappings, whose keys are options of their own: `--config.hidden_size 64`.
-NESTED = ("config", "image_processor", "token_dropout", "scenes")
+NESTED = ("config", "image_processor", "token_dropout", "scenes", "progressive_resolution", "distillation")
 TASKS = (
     "image-classification",
     "image-segmentation",
@@ -86,7 +88,10 @@ class RecipeArguments:
         metadata={"help": "Native: draws the sides of the images between two numbers of pixels, `64 384`."},
     )
     token_dropout: dict | str | None = field(
-        default=None, metadata={"help": "Native: fields of TokenDropout; `--token_dropout.rate 0.5` sets one."}
+        default=None,
+        metadata={
+            "help": "Fields of TokenDropout; `--token_dropout.rate 0.5` sets one. Fixed: `distribution` is constant."
+        },
     )
     oversized: str = field(
         default="error", metadata={"help": "Native: `error` for images over the budget, or `resize`, to shrink them."}
@@ -98,6 +103,25 @@ class RecipeArguments:
     flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip."})
     rand_augment: list[int] | None = field(
         default=None, metadata={"help": "RandAugment: number of operations and magnitude from 1 to 29, `2 9`."}
+    )
+    mixup: float | None = field(
+        default=None, metadata={"help": "mixup: blends pairs of images by a share drawn from Beta(mixup, mixup)."}
+    )
+    cutmix: float | None = field(
+        default=None,
+        metadata={"help": "CutMix: fills a box of such a share; with both, each image has one at equal odds."},
+    )
+    mix_probability: float = field(default=1.0, metadata={"help": "The part of the images that are mixed."})
+    progressive_resolution: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of ProgressiveResolution; `--progressive_resolution.num_images 10000` sets one."},
+    )
+    distillation: dict | str | None = field(
+        default=None, metadata={"help": "Fields of Distillation; `--distillation.teacher MODEL` sets one."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and keep a moving average of the weights that decays by this, like 0.9999."},
     )
 
     mask_ratio: float | None = field(
@@ -141,10 +165,19 @@ class RecipeArguments:
         )
         self._require("side_lengths", self.side_lengths is None or is_native, "for `resolution` native")
         self._require("side_lengths", len(self.side_lengths or [1, 2]) == 2, "two numbers of pixels")
-        self._require("token_dropout", not self.token_dropout or is_native, "for `resolution` native")
-        known = {field.name for field in fields(TokenDropout)}
-        if unknown := self.token_dropout.keys() - known:
-            raise ValueError(f"`token_dropout` has no field {', '.join(sorted(unknown))}.")
+        is_constant = self.token_dropout.get("distribution", "constant") == "constant"
+        self._require("token_dropout", is_constant or is_native, "constant, or for `resolution` native")
+        self._check_fields("token_dropout", TokenDropout)
+        self._check_fields("progressive_resolution", ProgressiveResolution)
+        self._check_fields("distillation", Distillation)
+        has_sides = not self.progressive_resolution or not is_native or self.side_lengths is not None
+        self._require("side_lengths", has_sides, "two numbers of pixels, which `progressive_resolution` scales")
+        for name in ("mixup", "cutmix"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive")
+        is_mixed = self.mixup is not None or self.cutmix is not None
+        self._require("mix_probability", is_mixed or self.mix_probability == 1, "for `mixup` or `cutmix`")
+        self._require("mix_probability", 0 < self.mix_probability <= 1, "above 0 and at most 1")
+        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
         if self.token_dropout and self.config.get("token_dropout_prob"):
             raise ValueError("`token_dropout` and `config.token_dropout_prob` would both drop patches: choose one.")
         self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
@@ -169,10 +202,20 @@ class RecipeArguments:
         self._require("mask_ratio", 0 < (self.mask_ratio or 0.5) < 1, "between 0 and 1")
         self._require("mask_block", (self.mask_block or 1) > 0, "positive")
         self._require("resolution", task != "video-classification" or self.resolution == "fixed", "fixed for clips")
-        if task != "image-classification":
-            # RandAugment turns and shears, and neither label maps nor the frames of a clip with the image.
-            self._require("rand_augment", self.rand_augment is None, "for `task` image-classification")
-            self._require("token_dropout", not self.token_dropout, "for `task` image-classification")
+        # RandAugment turns and shears, but neither label maps nor the frames of a clip; maps need every patch.
+        for name in ("rand_augment", "token_dropout", "mixup", "cutmix", "progressive_resolution", "distillation"):
+            self._require(name, not getattr(self, name) or task == TASKS[0], f"for `task` {TASKS[0]}")
+
+    def _check_fields(self, name: str, kind: type):
+        """Raises unless the mapping `name`, if there is one, makes a `kind`."""
+        value = getattr(self, name)
+        if unknown := value.keys() - {field.name for field in fields(kind)}:
+            raise ValueError(f"`{name}` has no field {', '.join(sorted(unknown))}.")
+        needed = {field.name for field in fields(kind) if field.default is MISSING}
+        if value and (missing := needed - value.keys()):
+            raise ValueError(f"`{name}` must have a field {', '.join(sorted(missing))}.")
+        if value:
+            kind(**value)
 
     def _require(self, name: str, holds: bool, expected: str):
         if not holds:

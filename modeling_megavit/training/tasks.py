@@ -7,6 +7,7 @@ device of the model) or of any size (`transform` without one, then `collator`, w
 """
 
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from ..packing import MegaVitPackingCollator, pair
 from . import dense_metrics, report
 from .augmentation import ImageAugmentation, draw_mask
 from .data import ImageData
+from .mixing import Mixing, MixingCollator
 from .recipe import RecipeArguments
 
 
@@ -90,7 +92,10 @@ class ImageClassification:
 
     def collator(self) -> MegaVitPackingCollator:
         """Returns what packs images of any size."""
-        return MegaVitPackingCollator(self.processor, self.data.image_column, augment=ImageAugmentation(self.recipe))
+        recipe, collator = self.recipe, MegaVitPackingCollator
+        if recipe.mixup is not None or recipe.cutmix is not None:
+            collator = partial(MixingCollator, Mixing(recipe.mixup, recipe.cutmix, recipe.mix_probability))
+        return collator(self.processor, self.data.image_column, augment=ImageAugmentation(recipe))
 
     def augment(self, augmentation: nn.Module, inputs: dict) -> dict:
         """Returns the inputs of a training step, changed by a `BatchAugmentation`."""

@@ -26,6 +26,7 @@ from . import report
 from .augmentation import BatchAugmentation
 from .checkpoint import load_config
 from .data import ImageData, load_data
+from .progressive import GrowingSideLengths, ProgressiveResolution
 from .recipe import RecipeArguments, read_recipe
 from .stability import AttentionStatistics
 from .tasks import TASKS, ImageClassification
@@ -142,13 +143,19 @@ def _native_inputs(recipe, args, data: ImageData, processor, task: ImageClassifi
     collator = task.collator()
     train = data.train.with_transform(task.transform(True, True))
     evaluation = data.evaluation.with_transform(task.transform(True, False))
+    side_lengths = None
+    if recipe.progressive_resolution:
+        growth = ProgressiveResolution(**recipe.progressive_resolution)
+        side_lengths = GrowingSideLengths(*recipe.side_lengths, growth=growth)
+    elif recipe.side_lengths:
+        side_lengths = SideLengths(*recipe.side_lengths)
     packed = PackedDataset(
         train,
         collator,
         recipe.token_budget,
         look_ahead=recipe.look_ahead,
         seed=args.seed,
-        side_lengths=SideLengths(*recipe.side_lengths) if recipe.side_lengths else None,
+        side_lengths=side_lengths,
         token_dropout=TokenDropout(**recipe.token_dropout) if recipe.token_dropout else None,
         oversized=recipe.oversized,
     )

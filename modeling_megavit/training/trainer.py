@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,7 +13,12 @@ from transformers.distributed import load_optimizer_distributed, save_optimizer_
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..packing import TokenDropout
+from .distillation import Distillation, SoftLoss, Teacher
+from .ema import WeightAverage
+from .mixing import Mixing
 from .optimizer import add_cooldown, parameter_groups
+from .progressive import ProgressiveResolution
 from .recipe import RecipeArguments
 
 
@@ -31,10 +37,11 @@ class Progress(ProgressCallback):
 
 class MegaVitTrainer(Trainer):
     """
-    Trainer with augmentation on the device, layer-wise learning rates, weight decay by kind of parameter and a cooldown.
+    Trainer with augmentation on the device, layer-wise learning rates, weight decay by kind of parameter, a cooldown, mixed
+    images, a teacher, growing images and averaged weights.
 
     Args:
-        recipe (`RecipeArguments`): Read for `layer_decay`, `head_weight_decay` and `cooldown_steps`.
+        recipe (`RecipeArguments`): Read for all of these.
         task (`ImageClassification`): What the model is trained for.
         augmentation (`nn.Module`, *optional*): What the task changes a training batch with. It runs in the training step:
             the data loader works ahead, so random numbers drawn there would not be the same again when a run is resumed.
@@ -53,8 +60,42 @@ class MegaVitTrainer(Trainer):
         self.recipe, self.task = recipe, task
         self.augmentation = None if augmentation is None else augmentation.to(self.args.device)
         self.packed_batches = []  # numbers of images and of patches since the last log
+        self._add_regularisation()
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress(task.headline))
+
+    def _add_regularisation(self):
+        """Adds what the recipe says of mixing, distillation, schedules of the inputs and averages of the weights."""
+        recipe, args, config = self.recipe, self.args, self.model.config
+        is_native = recipe.resolution == "native"
+        self.mixing = self.teacher = self.growth = self.token_dropout = self.average = None
+        if recipe.mixup is not None or recipe.cutmix is not None:
+            self.mixing = Mixing(recipe.mixup, recipe.cutmix, recipe.mix_probability)
+            if not is_native and args.per_device_train_batch_size < 2:
+                raise ValueError("`per_device_train_batch_size` must be at least 2 to mix images with others, got 1.")
+        distillation = Distillation(**recipe.distillation) if recipe.distillation else None
+        if distillation is not None:
+            if distillation.weight == 1 and args.label_smoothing_factor:
+                raise ValueError(
+                    "`label_smoothing_factor` must be 0 where `distillation.weight` is 1, which leaves the labels out, got "
+                    f"{args.label_smoothing_factor}."
+                )
+            drops_patches = is_native and bool(recipe.token_dropout)
+            self.teacher = Teacher(distillation, self.model, self.processing_class, is_native, drops_patches)
+        if self.teacher or (self.mixing and config.problem_type != "multi_label_classification"):
+            self.compute_loss_func = SoftLoss(args.label_smoothing_factor, distillation)
+        if not is_native:  # packed images are planned
+            self.growth = (
+                ProgressiveResolution(**recipe.progressive_resolution) if recipe.progressive_resolution else None
+            )
+            self.token_dropout = TokenDropout(**recipe.token_dropout) if recipe.token_dropout else None
+        if recipe.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
+                raise ValueError("`ema_decay` needs whole weights on every device, but the launch file shards them.")
+            if args.save_only_model and args.load_best_model_at_end:
+                raise ValueError("`save_only_model` would leave out the average that `load_best_model_at_end` needs.")
+            self.average = WeightAverage(self.model, recipe.ema_decay)
+            self.add_callback(self.average)
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: Trainer's own would say less than what `megavit train` writes in the end."""
@@ -88,6 +129,18 @@ class MegaVitTrainer(Trainer):
             self.packed_batches.append((inputs["spatial_shapes"].shape[0], inputs["pixel_values"].shape[1]))
         else:
             inputs = self.task.augment(self.augmentation, inputs)
+        if self.mixing is not None:
+            inputs = self.mixing(inputs, self.model.config.num_labels)
+        if self.teacher is not None:
+            with self.accelerator.autocast():
+                inputs["labels"] = (inputs["labels"], self.teacher(inputs))
+        images_seen = self.state.global_step * self.get_total_train_batch_size(self.args)
+        if self.growth is not None:
+            patch_size = self.model.config.patch_size
+            inputs["pixel_values"] = self.growth.resize(inputs["pixel_values"], images_seen, patch_size)
+        if self.token_dropout is not None:
+            rate = self.token_dropout.draw(None, 0, images_seen)  # constant: nothing is drawn
+            self.accelerator.unwrap_model(self.model).base_model.embeddings.token_dropout_prob = rate
         return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -107,6 +160,15 @@ class MegaVitTrainer(Trainer):
             self.packed_batches = []
         super().log(logs, *args, **kwargs)
 
+    def evaluation_loop(self, *args, **kwargs):
+        with nullcontext() if self.average is None else self.average.swapped():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load(self.state.best_model_checkpoint)
+
     def _run_epoch(self, *args, **kwargs):
         # Resumed from the checkpoint of the last step: Trainer would take one step more.
         if self.state.global_step >= self.state.max_steps:
@@ -116,6 +178,8 @@ class MegaVitTrainer(Trainer):
 
     # Trainer itself can train what transformers has cut into shards, but not resume it.
     def _save_optimizer_and_scheduler(self, output_dir):
+        if self.average is not None and self.args.should_save:
+            self.average.save(output_dir)
         if not self.is_distributed_loading_by_transformers:
             return super()._save_optimizer_and_scheduler(output_dir)
         save_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(output_dir, "optimizer")))
@@ -123,6 +187,8 @@ class MegaVitTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        if self.average is not None and checkpoint is not None:
+            self.average.load(checkpoint)
         if checkpoint is None or not self.is_distributed_loading_by_transformers:
             return super()._load_optimizer_and_scheduler(checkpoint)
         load_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(checkpoint, "optimizer")))
