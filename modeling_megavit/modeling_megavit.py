@@ -142,10 +142,14 @@ def choose_patches(cu_seq_lens: torch.Tensor, token_dropout_prob: float) -> torc
     return order[rank < num_kept[image_ids]].sort().values
 
 
+def patch_grid(images: torch.Tensor, patch_size: list[int]) -> tuple[int, int]:
+    """Returns the rows and columns of the patches of images (..., height, width)."""
+    return images.shape[-2] // patch_size[0], images.shape[-1] // patch_size[1]
+
+
 def cut_patches(pixel_values: torch.Tensor, patch_size: list[int]) -> torch.Tensor:
     """(batch, channels, height, width) -> (batch, rows * columns, patch_dim), each patch as (y, x, channel)."""
-    batch_size, _, height, width = pixel_values.shape
-    rows, columns = height // patch_size[0], width // patch_size[1]
+    batch_size, (rows, columns) = pixel_values.shape[0], patch_grid(pixel_values, patch_size)
     # Two copies that keep lines of pixels together are faster than one that moves every number by itself.
     patches = pixel_values.permute(0, 2, 3, 1).reshape(batch_size, rows, patch_size[0], columns, -1)
     return patches.transpose(2, 3).reshape(batch_size, rows * columns, -1)
@@ -439,7 +443,7 @@ class MegaVitEmbeddings(nn.Module):
 
     def embed_images(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
         """Embeds images of one size, (batch, channels, height, width)."""
-        rows, columns = (size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size))
+        rows, columns = patch_grid(pixel_values, self.config.patch_size)
         patches = cut_patches(pixel_values, self.config.patch_size)
         position_ids = torch.cartesian_prod(*(torch.arange(size, device=patches.device) for size in (rows, columns)))
         positions = self.positions(position_ids, (rows, columns))
@@ -1074,10 +1078,7 @@ class MegaVitPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, MegaVitEmbeddings):
             # The registers are not zero, as the class token is: equal tokens without positions would stay equal.
-            stds = {
-                "cls_token": 0.0,
-                **dict.fromkeys(("register_tokens", "mask_token"), self.config.initializer_range),
-            }
+            stds = dict.fromkeys(("register_tokens", "mask_token"), self.config.initializer_range) | {"cls_token": 0.0}
             for name, parameter in module.named_parameters(recurse=False):
                 init.normal_(parameter, std=stds.get(name, self.config.hidden_size**-0.5))
         elif isinstance(module, MegaVitLayerScale):
@@ -1086,8 +1087,8 @@ class MegaVitPreTrainedModel(PreTrainedModel):
             bound = math.sqrt(6 / (1 + self.config.hidden_size))  # Xavier's for a kernel from 1 to hidden_size
             init.uniform_(module.probe, -bound, bound)
         elif isinstance(module, MegaVitTemporalEncoder):
-            # As large as the features, whose order they tell: with 0.02 or so, as for patches, which go through many more
-            # blocks, training never leaves the level of chance.
+            # As large as the features whose order they tell: with `hidden_size**-0.5`, as for patches, the few temporal
+            # blocks hardly see an order, and training stays at the level of chance.
             init.normal_(module.position_embeddings, std=1.0)
         else:
             super()._init_weights(module)
@@ -1157,7 +1158,7 @@ class MegaVitModel(MegaVitPreTrainedModel):
             image = image[None] if isinstance(image, torch.Tensor) and image.ndim == 3 else image
             self._check_images(image, f" for image {index}")
             patches.append(cut_patches(image, self.config.patch_size)[0])
-            spatial_shapes.append([size // patch for size, patch in zip(image.shape[2:], self.config.patch_size)])
+            spatial_shapes.append(patch_grid(image, self.config.patch_size))
         return torch.cat(patches)[None], torch.tensor(spatial_shapes, device=patches[0].device)
 
     def _check_patches(
@@ -1172,10 +1173,8 @@ class MegaVitModel(MegaVitPreTrainedModel):
         patch_dim = patch_height * patch_width * self.config.num_channels
         if pixel_values.shape[2] != patch_dim:
             raise ValueError(f"`pixel_values` must have patches of {patch_dim} numbers, got {pixel_values.shape[2]}.")
-        is_padded, got = (
-            pixel_attention_mask is not None,
-            None if spatial_shapes is None else tuple(spatial_shapes.shape),
-        )
+        is_padded = pixel_attention_mask is not None
+        got = None if spatial_shapes is None else tuple(spatial_shapes.shape)
         num_images = pixel_values.shape[0] if is_padded or got is None else got[0]
         if got != (num_images, 2) or num_images == 0:
             raise ValueError(f"`spatial_shapes` must be ({num_images or 'images'}, 2), rows and columns, got {got}.")
@@ -1241,7 +1240,7 @@ class MegaVitModel(MegaVitPreTrainedModel):
         if self.training and self.config.token_dropout_prob:
             raise ValueError("`bool_masked_pos` needs every patch, but `config.token_dropout_prob` drops some.")
         if patches.ndim == 4:
-            rows, columns = (size // patch for size, patch in zip(patches.shape[2:], self.config.patch_size))
+            rows, columns = patch_grid(patches, self.config.patch_size)
             expected = (patches.shape[0], rows * columns)
         else:
             expected = tuple((patches if pixel_attention_mask is None else pixel_values).shape[:2])
@@ -1276,9 +1275,9 @@ class MegaVitModel(MegaVitPreTrainedModel):
             pixel_values, spatial_shapes = self._pack_list(pixel_values)
         elif not given:
             self._check_images(pixel_values)
-            grid = [size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size)]
+            grid = patch_grid(pixel_values, self.config.patch_size)
             self._check_grid(grid)
-            if only_grid and tuple(grid) != self.config.grid_size:
+            if only_grid and grid != self.config.grid_size:
                 raise ValueError(
                     f"`pixel_values` must have the pre-training size {self.config.image_size} when "
                     f"`interpolate_pos_encoding` is False, got {list(pixel_values.shape[2:])}."
@@ -1348,6 +1347,7 @@ class MegaVitModel(MegaVitPreTrainedModel):
         spatial_shapes: torch.Tensor | None = None,
         packing: MegaVitPacking | None = None,
         interpolate_pos_encoding: bool | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MegaVitModelOutput:
         r"""
@@ -1366,9 +1366,9 @@ class MegaVitModel(MegaVitPreTrainedModel):
         interpolate_pos_encoding (`bool`, *optional*):
             Accepted because transformers' ViT has it. The position embeddings follow the size of the images without
             it; `False` refuses images of any other size than `config.image_size`.
+        bool_masked_pos (`torch.Tensor`, *optional*):
+            The masked patches, for the model of [`MegaVitForMaskedImageModeling`], which has a mask token.
         """
-        # No argument of its own, because only the model below MegaVitForMaskedImageModeling has a mask token.
-        bool_masked_pos = kwargs.pop("bool_masked_pos", None)
         # The others of TransformersKwargs are a language model's; attention would take some of them, and ignore the rest.
         if unknown := kwargs.keys() - {"num_items_in_batch", "output_attentions", "output_hidden_states"}:
             raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments: {', '.join(sorted(unknown))}.")
@@ -1444,7 +1444,7 @@ class MegaVitBackbone(BackboneMixin, MegaVitModel):
         if self.training and self.config.token_dropout_prob:
             raise ValueError("`config.token_dropout_prob` must be 0 to train a backbone, whose maps need every patch.")
         outputs = MegaVitModel.forward(self, pixel_values, **kwargs)
-        grid = tuple(size // patch for size, patch in zip(pixel_values.shape[2:], self.config.patch_size))
+        grid = patch_grid(pixel_values, self.config.patch_size)
         layers = [outputs.hidden_states[self.stage_names.index(name)] for name in self.out_features]
         # CODEPATH: as in DINOv2's backbone, every layer is normalised unless a decoder's checkpoint asks for it raw.
         if self.config.apply_layernorm:
@@ -1607,6 +1607,11 @@ def each(maps: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
     return [maps] if isinstance(maps, torch.Tensor) else maps
 
 
+def for_each(function: Callable, maps: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """Applies a function to the maps of each image, or to those of one size all together."""
+    return function(maps) if isinstance(maps, torch.Tensor) else [function(image) for image in maps]
+
+
 def pair_maps(
     maps: torch.Tensor | list[torch.Tensor], labels: torch.Tensor | list[torch.Tensor], scale: list[int]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -1732,12 +1737,12 @@ class MegaVitDenseModel(MegaVitPreTrainedModel):
             )
         inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes, "packing": packing}
         outputs = self.megavit(pixel_values, **inputs, **kwargs)
-        if spatial_shapes is None:
-            images = pixel_values if isinstance(pixel_values, list | tuple) else [pixel_values]
-            grids = [tuple(size // patch for size, patch in zip(i.shape[-2:], self.config.patch_size)) for i in images]
-            grids = grids if isinstance(pixel_values, list | tuple) else grids[0]
-        else:
+        if spatial_shapes is not None:
             grids = spatial_shapes.tolist()
+        elif isinstance(pixel_values, torch.Tensor):
+            grids = patch_grid(pixel_values, self.config.patch_size)
+        else:
+            grids = [patch_grid(image, self.config.patch_size) for image in pixel_values]
         return outputs, partial(split_maps, grids=grids, is_padded=pixel_attention_mask is not None)
 
     def _decode(self, decoder: nn.Linear, outputs: MegaVitModelOutput, lay_out: Callable):
@@ -1835,13 +1840,10 @@ class MegaVitForDepthEstimation(MegaVitDenseModel):
         """
         outputs, lay_out = self._encode(pixel_values, pixel_attention_mask, spatial_shapes, packing, **kwargs)
         maps = self._decode(self.depth_decoder, outputs, lay_out)
-        log_depth = [spread_patches(image.float(), self.config.patch_size) for image in each(maps)]
-        depth = [image.squeeze(-3).expm1().clamp(min=0) for image in log_depth]
-        if isinstance(maps, torch.Tensor):
-            (log_depth,), (depth,) = log_depth, depth
+        log_depth = for_each(lambda image: spread_patches(image.float(), self.config.patch_size), maps)
         return DepthEstimatorOutput(
             loss=None if labels is None else depth_estimation_loss(labels, log_depth),
-            predicted_depth=depth,
+            predicted_depth=for_each(lambda image: image.squeeze(-3).expm1().clamp(min=0), log_depth),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1891,7 +1893,6 @@ class MegaVitForMaskedImageModeling(MegaVitDenseModel):
         kwargs["bool_masked_pos"] = bool_masked_pos
         outputs, lay_out = self._encode(pixel_values, pixel_attention_mask, spatial_shapes, packing, **kwargs)
         maps = self._decode(self.pixel_decoder, outputs, lay_out)
-        images = [spread_patches(image, self.config.patch_size) for image in each(maps)]
         loss = None
         if bool_masked_pos is not None:
             patches = self._patches(pixel_values)
@@ -1901,7 +1902,7 @@ class MegaVitForMaskedImageModeling(MegaVitDenseModel):
             loss = total / (sum(mask.sum() for mask in masks) * patches.shape[2]).clamp(min=1)
         return MaskedImageModelingOutput(
             loss=loss,
-            reconstruction=images[0] if isinstance(maps, torch.Tensor) else images,
+            reconstruction=for_each(partial(spread_patches, patch_size=self.config.patch_size), maps),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1959,8 +1960,9 @@ class MegaVitForVideoClassification(MegaVitPreTrainedModel):
     ) -> ImageClassifierOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch, frames, channels, height, width)`):
-            Clips of 2 to `config.num_frames` frames, of any height and width that the patch size divides. The
-            `hidden_states` and `attentions` are those of the frames, one clip's behind the other's.
+            Clips of 2 to `config.num_frames` frames, of any height and width that the patch size divides, as the image
+            processor makes them with `do_stack_frames=True`. The `hidden_states` and `attentions` are those of the
+            frames, one clip's behind the other's.
         labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
             As of [`MegaVitForImageClassification`].
         """
