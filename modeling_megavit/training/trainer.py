@@ -131,7 +131,7 @@ class MegaVitTrainer(Trainer):
             inputs = self.task.augment(self.augmentation, inputs)
         if self.mixing is not None:
             inputs = self.mixing(inputs, self.model.config.num_labels)
-        if self.teacher is not None:
+        if self.teacher is not None:  # who sees full images, while the student's may still grow
             with self.accelerator.autocast():
                 inputs["labels"] = (inputs["labels"], self.teacher(inputs))
         images_seen = self.state.global_step * self.get_total_train_batch_size(self.args)
