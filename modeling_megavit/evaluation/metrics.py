@@ -18,7 +18,8 @@ from sklearn.metrics import recall_score
 
 Labels = np.ndarray | Sequence[int] | Sequence[Sequence[int]]
 
-# Hendrycks & Dietterich 2019, table 1 in full digits: means over the five severities.
+# What the corruption error of Hendrycks & Dietterich 2019 divides by: AlexNet's top-1 errors, means over the five
+# severities, in full digits as AugMix and others publish them.
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..attribution import evaluation
 from .metrics import with_interval
 
 
@@ -105,21 +106,22 @@ def extract_features(
     for option, column in {"image_column": image_column, "label_column": label_column}.items():
         if column not in dataset.column_names:
             raise ValueError(f"`{option}` must be one of {', '.join(dataset.column_names)}, got {column!r}.")
-    labels = np.asarray(dataset[label_column][:])
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(
-            f"`label_column` {label_column!r} must hold a class index for each image, got {labels.min()}."
-        )
+    dataset = dataset.with_format(None)
+    labels = dataset[label_column][:]
+    if wrong := [label for label in labels if type(label) is not int or label < 0]:
+        raise ValueError(f"`label_column` {label_column!r} must hold a class index for each image, got {wrong[0]!r}.")
     folder = Path(cache_dir) / _cache_key(model, processor, dataset, image_column)
     folder.mkdir(parents=True, exist_ok=True)
-    images = dataset.with_format(None).select_columns(image_column)
+    # A model of three channels takes grey images too; any other is given them as they are.
+    mode = "RGB" if getattr(model.config, "num_channels", 3) == 3 else None
+    collate = partial(_collate, processor=processor, image_column=image_column, mode=mode)
+    images = dataset.select_columns(image_column)
     parts = []
     with tqdm(total=len(dataset), desc="Features", unit="image", delay=2) as progress:
         for start in range(0, len(dataset), _SHARD_SIZE):
             path = folder / f"{start:09}.safetensors"
             if not path.is_file():
                 shard = images.select(range(start, min(start + _SHARD_SIZE, len(dataset))))
-                collate = partial(_collate, processor=processor, image_column=image_column)
                 loader = DataLoader(shard, batch_size, collate_fn=collate, num_workers=num_workers)
                 _write({"features": np.concatenate(list(_pooled(model, loader)))}, path)
             parts.append(load_file(path)["features"])
@@ -302,14 +304,22 @@ def _cache_key(model: PreTrainedModel, processor, dataset: Dataset, image_column
     return digest.hexdigest()[:32]
 
 
-def _collate(rows: list[dict], processor, image_column: str):
+def _collate(rows: list[dict], processor, image_column: str, mode: str | None):
     """Makes model inputs of rows of the data set."""
-    return processor([row[image_column].convert("RGB") for row in rows], return_tensors="pt")
+    images = [row[image_column] for row in rows]
+    return processor([image.convert(mode) if mode else image for image in images], return_tensors="pt")
 
 
 def _pooled(model: PreTrainedModel, loader: DataLoader) -> Iterator[np.ndarray]:
     """Yields the features of each batch."""
-    with _hooked(model) as read, torch.no_grad():
+    classifier, read = getattr(model, "classifier", None), []
+    if hasattr(model, "timm_model"):
+        classifier = model.timm_model.get_classifier()
+    with ExitStack() as stack:
+        if isinstance(classifier, nn.Module):
+            stack.enter_context(classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
+        stack.enter_context(evaluation(model))
+        stack.enter_context(torch.no_grad())
         for inputs in loader:
             read.clear()
             outputs = model(**inputs.to(model.device, model.dtype))
@@ -319,24 +329,6 @@ def _pooled(model: PreTrainedModel, loader: DataLoader) -> Iterator[np.ndarray]:
                     f"`model` must have a classifier or a pooled output, got {type(model).__name__}, which has neither."
                 )
             yield pooled.flatten(1).float().cpu().numpy()
-
-
-@contextmanager
-def _hooked(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
-    """Puts the model into evaluation mode and returns a list of what its classifier reads."""
-    classifier, read = getattr(model, "classifier", None), []
-    if hasattr(model, "timm_model"):
-        classifier = model.timm_model.get_classifier()
-    handle, was_training = None, model.training
-    if isinstance(classifier, nn.Module):
-        handle = classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    model.eval()
-    try:
-        yield read
-    finally:
-        model.train(was_training)
-        if handle is not None:
-            handle.remove()
 
 
 def _write(arrays: dict[str, np.ndarray], path: Path) -> None:

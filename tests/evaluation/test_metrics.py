@@ -29,7 +29,7 @@ from modeling_megavit.evaluation.metrics import (
 )
 
 
-# AlexNet's errors at each severity, in the order of ALEXNET_ERRORS, as timm's robustness fork and others list them.
+# AlexNet's errors at each severity, in the order of ALEXNET_ERRORS: published apart from their means.
 ALEXNET_SEVERITIES = """
 0.69528 0.82542 0.93554 0.98138 0.99452
 0.71224 0.85108 0.93574 0.98182 0.99146
