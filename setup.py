@@ -46,6 +46,7 @@ setup(
     packages=[
         "modeling_megavit",
         "modeling_megavit.training",
+        "modeling_megavit.evaluation",
         "modeling_megavit.hub",
         "modeling_megavit.configuration",
         "modeling_megavit.conversion_scripts",
@@ -54,7 +55,11 @@ setup(
         "modeling_megavit.configuration": "configuration",
         "modeling_megavit.conversion_scripts": "conversion_scripts",
     },
-    package_data={"modeling_megavit.configuration": ["*/*.json", "*/*.yaml"], "modeling_megavit.hub": ["static/*"]},
+    package_data={
+        "modeling_megavit.configuration": ["*/*.json", "*/*.yaml"],
+        "modeling_megavit.evaluation": ["static/*"],
+        "modeling_megavit.hub": ["static/*"],
+    },
     install_requires=[
         "accelerate>=1.15",
         "datasets>=5.0",
