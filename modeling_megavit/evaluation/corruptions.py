@@ -1,5 +1,8 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
-"""The corruptions of ImageNet-C (Hendrycks & Dietterich 2019), made on the fly by the library imagecorruptions-imaug."""
+"""
+The corruptions of ImageNet-C (Hendrycks & Dietterich 2019), made on the fly by the library imagecorruptions-imaug. For
+ImageNet itself take the published files: the library's motion blur and frost aren't those to the last pixel.
+"""
 
 import numpy as np
 from PIL import Image

@@ -47,6 +47,11 @@ def top_k_hits(logits: np.ndarray, labels: Labels, k: int = 1) -> np.ndarray:
     Says of each counted example whether one of its right classes is among the `k` with the largest logits. Of equal
     logits the first class is the larger, as for `numpy.argmax`.
 
+    Args:
+        logits (`np.ndarray` of shape `(examples, classes)`): Any scores.
+        labels: The right classes, see the top of this file.
+        k (`int`, defaults to 1): Number of classes that a prediction may name.
+
     Returns:
         `np.ndarray` of shape `(counted examples,)`: bool.
 
@@ -70,8 +75,15 @@ def per_class_accuracy(logits: np.ndarray, labels: Labels) -> np.ndarray:
     """
     Computes the accuracy on the examples of each class. One with several right classes counts for all of them.
 
+    Args:
+        logits (`np.ndarray` of shape `(examples, classes)`): Any scores.
+        labels: The right classes, see the top of this file.
+
     Returns:
         `np.ndarray` of shape `(classes,)`: NaN for a class without examples.
+
+    Raises:
+        `ValueError`: as `top_k_hits`.
     """
     logits, rows, classes = _check(logits, labels)
     hits = _hits_of_pairs(logits, rows, classes)
@@ -93,6 +105,11 @@ def negative_log_likelihood(logits: np.ndarray, labels: Labels) -> float:
 def reliability(probabilities: np.ndarray, labels: Labels, num_bins: int = 15) -> dict[str, np.ndarray]:
     """
     Sorts predictions into bins of equal width by their confidence, the largest probability (Guo et al. 2017).
+
+    Args:
+        probabilities (`np.ndarray` of shape `(examples, classes)`): Rows that add up to 1.
+        labels: The right classes, see the top of this file.
+        num_bins (`int`, defaults to 15): Number of bins between 0 and 1.
 
     Returns:
         `dict[str, np.ndarray]`: each of shape `(num_bins,)`: `counts`; mean `confidence` and `accuracy`, NaN for an
@@ -147,8 +164,13 @@ def scale_held_out(logits: np.ndarray, labels: Labels, seed: int = 0) -> tuple[n
     Scales each half of the examples, drawn at random, by the temperature of the other, so that no example is measured
     with what it was fitted on.
 
+    Args:
+        logits (`np.ndarray` of shape `(examples, classes)`): The model's own, not probabilities.
+        labels: The right classes, see the top of this file. Examples without one aren't scaled.
+        seed (`int`, defaults to 0): Seed of the halves.
+
     Returns:
-        The scaled logits and both temperatures.
+        `tuple[np.ndarray, list[float]]`: the scaled logits, and the temperatures of both halves.
 
     Raises:
         `ValueError`: for fewer than two counted examples, or as `top_k_hits`.
@@ -412,11 +434,14 @@ def _check(logits: np.ndarray, labels: Labels, name: str = "logits") -> tuple[np
         )
     if len(labels) != len(logits):
         raise ValueError(f"`labels` must be as many as {name}, {len(logits)}, got {len(labels)}.")
-    lists = [np.atleast_1d(label) for label in labels]
-    rows = np.repeat(np.arange(len(lists)), [len(right) for right in lists])
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype != object:
+        rows, classes = np.arange(len(labels)), labels
+    else:
+        lists = [np.unique(label) for label in labels]
+        rows = np.repeat(np.arange(len(lists)), [len(right) for right in lists])
+        classes = np.concatenate([right for right in lists if len(right)] or [[]])
     if not len(rows):
         raise ValueError("`labels` must have at least one right class, got none.")
-    classes = np.concatenate([right for right in lists if len(right)])
     allowed = np.issubdtype(classes.dtype, np.integer) & (classes >= 0) & (classes < logits.shape[1])
     if not allowed.all():
         raise ValueError(f"`labels` must be classes from 0 to {logits.shape[1] - 1}, got {classes[~allowed][0]}.")

@@ -77,6 +77,15 @@ def test_any_of_several_right_classes_counts_and_examples_without_one_do_not():
     assert per_class_accuracy(logits, labels).tolist() == [0.5, 0.5, 0]
 
 
+def test_labels_may_come_in_any_form_and_more_than_once():
+    logits, labels = problem()
+    expected = negative_log_likelihood(logits, labels)
+    for form in (labels.tolist(), labels[:, None], [[label, label] for label in labels], list(labels)):
+        assert negative_log_likelihood(logits, form) == expected
+    pairs = np.stack([labels, (labels + 1) % 7], axis=1)
+    assert negative_log_likelihood(logits, pairs) == negative_log_likelihood(logits, pairs.tolist()) < expected
+
+
 def test_the_accuracy_of_classes_is_that_of_scikit_learn():
     logits, labels = problem()
     accuracies = per_class_accuracy(logits, labels)
