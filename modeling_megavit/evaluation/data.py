@@ -70,8 +70,8 @@ class EvaluationSet:
         title, licence, paper (`str`): For people.
         dataset (`str`): Hub id, folder, `digits` or `digits_native`.
         revision, config, split (`str`): Of a Hub data set. Without a split, `test`, `validation` or the only one.
-        builder, data_files (`str`): The loader of `datasets`, where the repository doesn't tell, and the files of the
-            split, so that no other is downloaded.
+        data_files (`str`): The files of the split in the repository, so that no other is downloaded.
+        archive (`str`): Instead, a compressed file of the repository with a folder of images for each class.
         image_column, label_column (`str`): Names of the columns; `image_column` is the video's for videos.
         classes: Classes in the order of the labels; None reads them from the data. `"imagenet"` stands for the synsets
             of ImageNet, a number for the model's own classes, in their order.
@@ -94,8 +94,8 @@ class EvaluationSet:
     revision: str | None = None
     config: str | None = None
     split: str | None = "test"
-    builder: str | None = None
     data_files: str | None = None
+    archive: str | None = None
     image_column: str = "image"
     label_column: str = "label"
     classes: list[str] | int | str | None = None
@@ -121,22 +121,19 @@ class EvaluationSet:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if (self.task == "attributes") != bool(self.targets and self.sensitive):
             raise ValueError(f"`targets` and `sensitive` go with the task 'attributes', got {self.task!r}.")
+        if self.task == "semantic-segmentation" and self.crop != "square_100":
+            raise ValueError(f"`crop` must be 'square_100' where every pixel is scored, got {self.crop!r}.")
         if self.num_frames < 1:
             raise ValueError(f"`num_frames` must be positive, got {self.num_frames}.")
-        if self.classes == "imagenet":
-            self.classes = imagenet_synsets()
-        if self.right_classes:
-            self.classes = sorted({item for items in self.right_classes.values() for item in items})
-        if self.targets:
-            self.classes = list(self.targets)
-        if isinstance(self.classes, str):
+        if isinstance(self.classes, str) and self.classes != "imagenet":
             raise ValueError(f"`classes` must be 'imagenet', a list or a number, got {self.classes!r}.")
+        right = sorted({item for items in self.right_classes.values() for item in items})
+        self.classes = self.targets or right or (imagenet_synsets() if self.classes == "imagenet" else self.classes)
 
 
 def imagenet_synsets() -> list[str]:
     """Returns the WordNet ids of ImageNet's 1000 classes, in their order."""
-    path = presets.folder("evaluation") / "imagenet_synsets.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name("imagenet_synsets.json").read_text(encoding="utf-8"))
 
 
 def load_evaluation_set(name: str, **overrides) -> EvaluationSet:
@@ -153,7 +150,8 @@ def load_evaluation_set(name: str, **overrides) -> EvaluationSet:
         `FileNotFoundError`: if a folder or file doesn't exist.
     """
     path = Path(name).expanduser()
-    is_path = name[:1] in ("/", ".", "~") or path.suffix in (".yaml", ".yml") or path.is_dir()
+    is_path = name[:1] in ("/", ".", "~") or path.suffix in (".yaml", ".yml")
+    is_path = is_path or (path.is_dir() and name not in presets.available("evaluation"))
     if is_path and not path.exists():
         raise FileNotFoundError(f"The data set {name} doesn't exist.")
     if is_path and path.is_dir():
@@ -163,7 +161,7 @@ def load_evaluation_set(name: str, **overrides) -> EvaluationSet:
         path = presets.find("evaluation", name)
     keys = {"name": path.stem} | (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     if _is_local(overrides.get("dataset")):
-        keys |= {"revision": None, "config": None, "split": None, "builder": None, "data_files": None}
+        keys |= {"revision": None, "config": None, "split": None, "data_files": None, "archive": None}
         keys |= {"streaming": False, "num_examples": None}
     keys |= overrides
     known = [item.name for item in fields(EvaluationSet)]
@@ -210,9 +208,15 @@ def open_examples(spec: EvaluationSet, token: str | None = None) -> Dataset | It
             if name not in data.column_names:
                 have = ", ".join(data.column_names)
                 raise ValueError(f"`{option}` of {spec.name} must be among {have}, got {name!r}: set `{option}`.")
+    kind = Video if spec.task == "video-classification" else Image
+    if not isinstance(feature := data.features[spec.image_column], kind):
+        got = f"{spec.image_column!r} of type {feature}"
+        raise ValueError(
+            f"`image_column` of {spec.name} must hold {kind.__name__.lower()}s, got {got}: set `image_column`."
+        )
     if spec.task == "semantic-segmentation":
-        data = data.select_columns([spec.image_column, spec.label_column])
-        data = data.rename_columns({spec.image_column: "image", spec.label_column: "segmentation"})
+        names = {spec.image_column: "image", spec.label_column: "segmentation"}
+        data = data.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
         return _convert(data, "segmentation", partial(_read_map, name=spec.name, reduce_labels=spec.reduce_labels))
     data = _label(data, spec, _labeller(data, spec, token))
     if spec.task == "video-classification":
@@ -229,17 +233,17 @@ def _load(spec: EvaluationSet, token: str | None) -> Dataset | IterableDataset:
     if not is_local and (spec.dataset[0] in "/.~" or spec.dataset.count("/") > 1):
         raise FileNotFoundError(f"`dataset` of {spec.name} must be a folder or a Hub data set: {spec.dataset} isn't.")
     source = str(Path(spec.dataset).expanduser()) if is_local else spec.dataset
-    options = {"revision": spec.revision, "token": token, "split": spec.split, "verification_mode": "no_checks"}
-    files = spec.data_files
-    if spec.builder:
-        root = source if is_local else f"hf://datasets/{source}@{spec.revision or 'main'}"
-        files = f"{root}/{files or '**'}"
-        source, options["revision"] = spec.builder, None
-    if files:
-        options["data_files"] = {spec.split or "test": files}
     streaming = spec.streaming if spec.streaming is not None else not is_local and not _fits(spec.download_gb)
+    options = {"split": spec.split, "streaming": streaming, "verification_mode": "no_checks"}
     try:
-        data = datasets.load_dataset(source, spec.config, streaming=streaming, **options)
+        if spec.archive:
+            address = f"hf://datasets/{source}@{spec.revision or 'main'}/{spec.archive}"
+            folder = DownloadManager(download_config=DownloadConfig(token=token)).download_and_extract(address)
+            data = datasets.load_dataset("imagefolder", data_files={spec.split: f"{folder}/**"}, **options)
+        else:
+            files = {spec.split or "test": spec.data_files} if spec.data_files else None
+            options |= {"data_files": files, "revision": spec.revision, "token": token}
+            data = datasets.load_dataset(source, spec.config, **options)
     except Exception as error:
         raise _explain(error, spec) from error
     return _only_split(data, spec) if isinstance(data, dict) else data
@@ -277,7 +281,7 @@ def _explain(error: Exception, spec: EvaluationSet) -> Exception:
         )
     if isinstance(error, DatasetNotFoundError | FileNotFoundError):
         where = f"{spec.dataset}{f' at revision {spec.revision}' if spec.revision else ''}"
-        files = f" with files {spec.data_files}" if spec.data_files else ""
+        files = f" with {spec.data_files or spec.archive}" if spec.data_files or spec.archive else ""
         return FileNotFoundError(f"`dataset` of {spec.name} must be there to read, {where}{files} isn't: {error}")
     if isinstance(error, OSError | MemoryError):
         return error
@@ -287,7 +291,7 @@ def _explain(error: Exception, spec: EvaluationSet) -> Exception:
 def _labeller(data: Dataset | IterableDataset, spec: EvaluationSet, token: str | None) -> Callable[[dict], object]:
     """Returns what maps a row to its label, and sets `spec.classes` if it isn't known."""
     if spec.targets:
-        return lambda row: [int(row[name]) for name in (*spec.targets, spec.sensitive)]
+        return partial(_read_attributes, spec)
     if spec.labels_file:
         return _file_labeller(spec, token)
     feature = data.features[spec.label_column]
@@ -320,6 +324,13 @@ def _labeller(data: Dataset | IterableDataset, spec: EvaluationSet, token: str |
     return label_of
 
 
+def _read_attributes(spec: EvaluationSet, row: dict) -> list[int]:
+    values = [row[name] for name in (*spec.targets, spec.sensitive)]
+    if any(value not in (0, 1) for value in values):
+        raise ValueError(f"`targets` and `sensitive` of {spec.name} must be true or false in each row, got {values}.")
+    return [int(value) for value in values]
+
+
 def _distinct(data: Dataset | IterableDataset, spec: EvaluationSet) -> list[str]:
     """Returns the names of classes that are plain text, in the order of the alphabet."""
     if isinstance(data, Dataset):
@@ -341,8 +352,11 @@ def _index(names: list[str] | None, data: Dataset | IterableDataset, spec: Evalu
         return [right.get(_plain(name)) for name in names or ()]
     if spec.classes is None and names is None and not isinstance(data, Dataset):
         raise ValueError(f"`classes` of {spec.name} must be given if it streams and labels are numbers, got none.")
-    if spec.classes is None:
-        spec.classes = list(names) if names else max(data.unique(spec.label_column), default=0) + 1
+    if spec.classes is None and names is None:
+        values = [value for value in data.unique(spec.label_column) if value is not None]
+        spec.classes = max(values, default=-1) + 1
+    elif spec.classes is None:
+        spec.classes = list(names)
     if names is None:
         return list(range(spec.classes if isinstance(spec.classes, int) else len(spec.classes)))
     if isinstance(spec.classes, int):
@@ -394,14 +408,11 @@ def _label(
         data = data.select_columns([spec.image_column])
         data = data if spec.image_column == name else data.rename_column(spec.image_column, name)
         return data.add_column("label", labels, feature=label)
-    if spec.labels_file:
-        data = data.cast_column(spec.image_column, Image(decode=False))
+    # As bytes up to the end: what `map` is told the type of, it decodes and encodes again
+    data = data.cast_column(spec.image_column, type(feature)(decode=False))
     others = [column for column in data.column_names if column not in (name, "label")]
-    return data.map(
-        lambda row: {name: row[spec.image_column], "label": label_of(row)},
-        remove_columns=others,
-        features=Features({name: feature, "label": label}),
-    )
+    data = data.map(lambda row: {name: row[spec.image_column], "label": label_of(row)}, remove_columns=others)
+    return data.cast(Features({name: feature, "label": label}))
 
 
 def _rows(data: Dataset, spec: EvaluationSet) -> Iterator[dict]:
