@@ -75,7 +75,11 @@ def _with_results(content: str, folder: Path, results: list[dict]) -> str:
     # Up to the next name at the start of a line; lists of YAML may start there, too
     old = re.compile(r"^model-index:.*(?:\r?\n(?:[ \t\-#].*)?)*(?=\r?\n|\Z)", re.MULTILINE)
     new = old.sub(lambda _: text, head, count=1) if old.search(head) else newline.join(filter(None, [head, text]))
-    if yaml.safe_load(new) != metadata | {"model-index": index}:
+    try:
+        same = yaml.safe_load(new) == metadata | {"model-index": index}
+    except yaml.YAMLError:
+        same = False
+    if not same:
         raise ValueError(
             f"The card of {folder} has metadata of a form that can't be changed safely; it is left as it was."
         )

@@ -189,7 +189,8 @@ def _train_and_test(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Opens what a probe learns from and what it is measured on."""
     if spec.dataset in ("digits", "digits_native") or Path(spec.dataset).expanduser().is_dir():
-        data = load_data(RecipeArguments(dataset=spec.dataset, train_split=train_split, eval_split=spec.split))
+        eval_split = None if spec.dataset == "digits" else spec.split
+        data = load_data(RecipeArguments(dataset=spec.dataset, train_split=train_split, eval_split=eval_split))
         names = {data.image_column: "image", data.label_column: "label"}
         parts = (data.train, data.evaluation)
         return tuple(part.select_columns(list(names)).rename_columns(names) for part in parts)

@@ -104,13 +104,13 @@ def load_model(
     if (name[:1] in "./~" or name.count("/") != 1) and not folder.is_dir():
         raise FileNotFoundError(f"There is no model folder {name}.")
     source, options = str(folder) if folder.is_dir() else name, {"trust_remote_code": trust_remote_code}
-    if task is None:
-        architectures = AutoConfig.from_pretrained(source, **options).architectures or [""]
-        is_classifier = architectures[0].endswith("ForImageClassification")
-        auto = AutoModelForImageClassification if is_classifier else AutoModel
-    else:
-        auto = _AUTO[task]
-    model, report = auto.from_pretrained(source, dtype=getattr(torch, dtype), output_loading_info=True, **options)
+    config = AutoConfig.from_pretrained(source, **options)
+    is_classifier = (config.architectures or [""])[0].endswith("ForImageClassification")
+    auto = _AUTO[task or "image-classification"] if task or is_classifier else AutoModel
+    # timm 1.0.31 saves it there, too, where transformers 5.23 stumbles over it
+    (getattr(config, "model_args", None) or {}).pop("num_classes", None)
+    settings = {"config": config, "dtype": getattr(torch, dtype), "output_loading_info": True}
+    model, report = auto.from_pretrained(source, **settings, **options)
     if missing := sorted(report["missing_keys"]):
         what = task or "image features"
         raise ValueError(f"The model {name} must have been trained for {what}: it lacks {', '.join(missing[:4])}.")
@@ -138,12 +138,9 @@ class _Prepare:
     spec: EvaluationSet
     transform: Callable
     variant: Variant
-    encoded: dict[str, datasets.Image]
 
     def __call__(self, example: dict, index: int) -> tuple[int, dict[str, torch.Tensor], object]:
         try:
-            for column, feature in self.encoded.items():
-                example[column] = feature.decode_example(example[column])
             if self.spec.task == "video-classification":
                 frames = [self.transform(frame) for frame in example["frames"]]
                 inputs = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
@@ -175,7 +172,7 @@ class _Examples(torch.utils.data.Dataset):
 
 
 class _Stream(torch.utils.data.IterableDataset):
-    """Prepared examples in their order; those that aren't `wanted` are neither decoded nor prepared."""
+    """Prepared examples in their order. Each process reads the whole stream, and prepares what is `wanted` of it."""
 
     def __init__(self, examples: datasets.IterableDataset, prepare: _Prepare, wanted: Callable[[int], bool]):
         self.examples, self.prepare, self.wanted = examples, prepare, wanted
@@ -208,17 +205,6 @@ def _loader(examples, prepare: _Prepare, shards: Shards, batch_size: int, num_wo
     starts = range(0, len(examples), batch_size)
     batches = [range(start, min(start + batch_size, len(examples))) for start in starts if wanted(start)]
     return DataLoader(_Examples(examples, prepare), batch_sampler=batches, num_workers=num_workers, **options)
-
-
-def _decode_later(examples) -> tuple[object, dict[str, datasets.Image]]:
-    """Returns a stream whose images are bytes still, and how to decode them."""
-    features = examples.features or {}
-    encoded = {name: feature for name, feature in features.items() if isinstance(feature, datasets.Image)}
-    if isinstance(examples, datasets.IterableDataset):
-        for name in encoded:
-            examples = examples.cast_column(name, datasets.Image(decode=False))
-        return examples, encoded
-    return examples, {}
 
 
 def _count_tokens(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int | None:
@@ -281,9 +267,8 @@ def predict(loaded: Loaded, spec: EvaluationSet, examples, variant: Variant, fol
     state.wait_for_everyone()
     patch_size = _patch_size(loaded.model) if variant.num_patches else None
     steps = transform(spec, loaded.processor, variant.native, variant.num_patches, patch_size)
-    stream, encoded = _decode_later(examples)
-    prepare = _Prepare(spec, steps, variant, encoded)
-    loader = _loader(stream, prepare, shards, batch_size, options["num_workers"], loaded.model.device.type == "cuda")
+    prepare = _Prepare(spec, steps, variant)
+    loader = _loader(examples, prepare, shards, batch_size, options["num_workers"], loaded.model.device.type == "cuda")
     for number, batches in itertools.groupby(
         _timed(loader, f"{Path(loaded.name).name} on {spec.name}"), key=lambda batch: batch[0][0][0] // shards.size
     ):
@@ -315,7 +300,7 @@ def _write_file(shards: Shards, number: int, batches: Iterator, loaded: Loaded, 
         tokens = None if count is None else tokens + count
         labels += part if spec.task != "semantic-segmentation" else [None] * len(part)
         seconds += time.perf_counter() - start
-    facts = {"labels": labels, "tokens": tokens, "seconds": seconds}
+    facts = {"labels": labels, "tokens": tokens, "seconds": seconds, "process": PartialState().process_index}
     shards.write(number, {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, facts)
 
 

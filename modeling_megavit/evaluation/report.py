@@ -159,14 +159,18 @@ def _sections(results: list[dict], names: dict[str, str], command: list[str] | N
 def _summary(by_data: dict[str, list[dict]], names: dict[str, str]) -> Block:
     """Returns the table of all models and data sets, and its drawing."""
     header = ["model", "parameters, M", "tokens an image", "images a second"]
-    rows = [[name, "–", "–", "–"] + ["–"] * len(by_data) for name in names.values()]
+    rows, speeds = (
+        [[name, "–", "–", "–"] + ["–"] * len(by_data) for name in names.values()],
+        {name: [] for name in names},
+    )
     for column, (data, group) in enumerate(by_data.items(), start=4):
         header.append(f"{data}, %")
         for result in group:
             row = rows[list(names).index(result["model"])]
             row[1] = f"{result['num_parameters'] / 1e6:,.2f}"
             row[2] = f"{result['tokens']:,.0f}" if result["tokens"] else "–"
-            row[3] = f"{result['images_per_second']:,.0f}"
+            speeds[result["model"]].append(result["images_per_second"])
+            row[3] = f"{np.mean(speeds[result['model']]):,.0f}"
             row[column] = percent(result["headline"])
     text = [
         "Each data set's headline figure, with a 95 % bootstrap interval over its images: with other images of the same kind, the "
@@ -326,7 +330,7 @@ def _calibration(group: list[dict], names: dict[str, str]) -> list[Block]:
             points = [[100 * bins[axis][index] for index in drawn] for axis in ("confidence", "accuracy")]
             sizes = [4 + 90 * bins["counts"][index] / max(bins["counts"]) for index in drawn]
             colour, filled = _colour(names, result["model"]), when == "before"
-            axes.plot(*points, line, color=colour, linewidth=0.9, label="as it is" if filled else "scaled")
+            axes.plot(*points, line, color=colour, linewidth=0.9, alpha=0.5, label="as it is" if filled else "scaled")
             face = colour if filled else "none"
             axes.scatter(*points, s=sizes, facecolors=face, edgecolors=colour, alpha=0.7, linewidths=0.9)
         axes.set_title(_clip(names[result["model"]], 26), fontsize=10)
