@@ -19,6 +19,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from hub_server import Handler, Hub, Refusal
 from PIL import Image as PILImage
 
+from modeling_megavit import MegaVitConfig, MegaVitForImageClassification, MegaVitImageProcessorPil
+
 
 CELEBA_ATTRIBUTES = (
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair Blurry "
@@ -59,6 +61,27 @@ class ColourModel:
         """Returns (batch, classes, height, width)."""
         levels = (pixel_values.float() * 0.5 + 0.5) * 255
         return -(levels[:, None] - self.colours[None, :, :, None, None]).square().sum(2) / 64
+
+
+def save_colour_model(folder, labels: list[str]):
+    """Saves a MegaVit with weights made by hand that does as `ColourModel`: it compares directions, (red, green, 1)."""
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    form = {"image_size": 16, "patch_size": 8, "pooling_type": "mean", "position_embedding_type": "none"}
+    model = MegaVitForImageClassification(MegaVitConfig(**sizes, **form, **names))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name else 0.0)
+        projection = next(part for part in model.modules() if getattr(part, "in_features", 0) == 8 * 8 * 3)
+        for channel in range(2):
+            projection.weight[channel, channel::3] = 1 / 64
+        projection.bias[2] = 1.0
+        colours = torch.tensor([paint(index, (1, 1)).getpixel((0, 0)) for index in range(len(labels))]) / 127.5 - 1
+        model.classifier.weight[:, :3] = 1e4 * torch.nn.functional.normalize(
+            torch.cat([colours[:, :2], torch.ones(len(labels), 1)], dim=1)
+        )
+    model.save_pretrained(folder)
+    MegaVitImageProcessorPil.from_config(model.config).save_pretrained(folder)
 
 
 def parquet(columns: dict, features: dict) -> bytes:

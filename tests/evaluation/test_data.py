@@ -26,6 +26,7 @@ from evaluation_replicas import (
     named,
     paint,
     parquet,
+    save_colour_model,
     video,
 )
 from PIL import Image as PILImage
@@ -41,6 +42,7 @@ from modeling_megavit.evaluation.data import (
     open_examples,
     transform,
 )
+from modeling_megavit.evaluation.evaluate import evaluate
 from modeling_megavit.evaluation.metrics import fairness, mean_corruption_error, top_k_accuracy
 from modeling_megavit.image_processing_pil_megavit import MegaVitImageProcessorPil
 from modeling_megavit.training.dense_metrics import confusion_counts, segmentation_scores
@@ -280,6 +282,27 @@ def test_celeba_is_scored_by_group(hub, streaming):
     assert figures["groups"]["0"]["accuracy"]["value"] == 3 / 4  # one who smiles isn't
     assert figures["demographic_parity_gap"]["value"] == pytest.approx(3 / 4 - 1 / 4)
     assert figures["equalised_odds_gap"]["value"] == pytest.approx(1 / 2)  # 2 of 2 and 1 of 2; 1 of 2 and 0 of 2
+
+
+def test_one_call_evaluates_a_model_on_all(hub, words, tmp_path):
+    """The whole way, with a MegaVit whose weights are made by hand: what is gated, restricted, has several right labels."""
+    save_colour_model(tmp_path / "model", words)
+    hub.tokens["hf_student"] = ("a student", False)
+    specs = {name: load_evaluation_set(name) for name in ("imagenet_val", "imagenet_v2", "imagenet_r", "objectnet")}
+    hub.gated = {specs["imagenet_val"].dataset: {"a student"}, specs["objectnet"].dataset: {"a student"}}
+    hub.add(specs["imagenet_val"], imagenet([paint(index) for index in (0, 1, 2, 9)], [0, 1, 2, 3], words))
+    painted = {"0": [0], "10": [10], "2": [2, 3, 4]}
+    hub.add(specs["imagenet_v2"], {specs["imagenet_v2"].archive: archive("imagenetv2-matched-frequency", painted)})
+    features = {"image": Image(), "wnid": Value("string"), "class_name": Value("string")}
+    columns = {"image": [paint(160)] * 2, "wnid": ["n02088094", "n01443537"], "class_name": ["hound", "goldfish"]}
+    hub.add(specs["imagenet_r"], {"test/test-00000-of-00001.parquet": parquet(columns, features)})
+    said = [SYNSETS.index(name) for name in ("n03196217", "n02708093", "n03891251", "n02769748", "n02769748")]
+    columns = {"image": [paint(index) for index in said], "label": [0, 0, 1, 1, 1]}  # a backpack is no bench
+    features = {"image": Image(), "label": ClassLabel(names=["Alarm clock", "Bench"])}
+    hub.add(specs["objectnet"], {"data/test-00000-of-00001.parquet": parquet(columns, features)})
+    results = evaluate([str(tmp_path / "model")], list(specs), tmp_path / "out", token="hf_student", batch_size=2)
+    values = {result["data"]["name"]: result["headline"]["value"] for result in results}
+    assert values == {"imagenet_val": 3 / 4, "imagenet_v2": 3 / 5, "imagenet_r": 1 / 2, "objectnet": 3 / 5}
 
 
 def folder_of(tmp_path, painted, ending="png"):
