@@ -26,7 +26,7 @@ errors = Console(stderr=True)
 
 # What a missing module comes with
 _EXTRAS = dict.fromkeys(("kornia", "matplotlib", "sklearn"), "'megavit[train]'")
-_EXTRAS["imagecorruptions"] = "'megavit[evaluation]'"
+_EXTRAS |= dict.fromkeys(("av", "imagecorruptions", "jinja2"), "'megavit[evaluation]'")
 _EXTRAS |= {"captum": "'megavit[explain]'", "gradio": "'megavit[demo]'"}
 _EXTRAS |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "'megavit[onnx]'") | {"timm": "timm"}
 
@@ -52,6 +52,11 @@ def _plain_errors(command):
             if extra is None:
                 raise
             _say(ValueError(f"This command needs {error.name}, which comes with `pip install {extra}`."))
+            raise typer.Exit(1) from error
+        except ImportError as error:
+            if error.name is not None:
+                raise
+            _say(error)  # transformers' own, of a library that a model needs
             raise typer.Exit(1) from error
 
     return wrapper
@@ -309,10 +314,9 @@ def demo(
     run(model, host, port, share)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True})
 @_plain_errors
 def evaluate(
-    context: typer.Context,
     models: Annotated[list[str], typer.Argument(help="Folders or Hub ids of classifiers, timm's included.")],
     on: Annotated[
         list[str],
@@ -351,7 +355,8 @@ def evaluate(
     logging.disable_progress_bar()
     settings = {"batch_size": batch_size, "device": device, "dtype": dtype, "tokens": tokens, "limit": limit}
     settings |= {"corruptions": corruptions, "num_workers": num_workers, "trust_remote_code": trust_remote_code}
-    results = run(models, on, output_dir, **settings, **_fields(context.args))
+    models, fields = _fields(models)  # to which Typer adds every option that it doesn't know
+    results = run(models, on, output_dir, **settings, **fields)
     if not PartialState().is_main_process:
         return
     table = Table("model", "data", "figure", "%", "95 % interval", "images/s")
@@ -399,22 +404,26 @@ def probe(
     settings = {"batch_size": batch_size, "device": device, "num_workers": num_workers}
     settings |= {"train_split": train_split, "trust_remote_code": trust_remote_code}
     table = Table("probe", "top-1 %, with 95 % interval", "settings", title=escape(f"{model} on {on}"))
-    for result in run(model, on, output_dir, **settings, **_fields(context.args)):
+    (model,), fields = _fields([model, *context.args])
+    for result in run(model, on, output_dir, **settings, **fields):
         chosen = {name: value for name, value in result.items() if name not in ("probe", "accuracy", "accuracies")}
         text = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in chosen.items())
         table.add_row(result["probe"], percent(result["accuracy"]), text)
     console.print(table)
 
 
-def _fields(arguments: list[str]) -> dict:
-    """Reads what is left of a command line, `--split validation` or `--split=validation`, as fields and their values."""
-    fields, left = {}, list(arguments)
+def _fields(arguments: list[str]) -> tuple[list[str], dict]:
+    """Divides a command line in names and fields with their values, `--split validation` or `--split=validation`."""
+    names, fields, left = [], {}, list(arguments)
     while left:
         name, has_value, value = left.pop(0).partition("=")
-        if not name.startswith("--") or not (has_value or left):
+        if not name.startswith("--"):
+            names.append(name + has_value + value)
+            continue
+        if not (has_value or left):
             raise ValueError(f"Settings of a data set must be --NAME VALUE, got {name!r}.")
         fields[name[2:].replace("-", "_")] = yaml.safe_load(value if has_value else left.pop(0))
-    return fields
+    return names, fields
 
 
 def _gibibytes(size: int) -> str:

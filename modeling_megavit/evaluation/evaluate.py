@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
 import platform
 import re
@@ -53,8 +54,9 @@ def segmentation_figures(counts: np.ndarray, class_names: Sequence[str], seed: i
         `dict` that JSON takes: `num_examples`; `mean_iou`, `mean_accuracy` and `pixel_accuracy`, each a `value` with `low`
         and `high`; `per_class`, the IoU of each class likewise, None without pixels.
     """
+    counts = np.asarray(counts, dtype=float)  # whole numbers still, that multiply fast
     draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=2000)
-    drawn = (draws @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
+    drawn = (draws.astype(float) @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
     value, drawn = _segmentation_scores(counts.sum(axis=0)), _segmentation_scores(drawn)
     figures = {
         name: {"value": float(value[name])}
@@ -72,7 +74,7 @@ def segmentation_figures(counts: np.ndarray, class_names: Sequence[str], seed: i
 
 def _segmentation_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     """As `segmentation_scores`, of any number of counts (..., 3, classes) at once."""
-    hits, labelled, predicted = np.moveaxis(counts.astype(float), -2, 0)
+    hits, labelled, predicted = np.moveaxis(counts, -2, 0)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a resample without any pixel
         iou, accuracy = hits / (labelled + predicted - hits), hits / labelled
@@ -121,8 +123,11 @@ def evaluate(
     Raises:
         `ValueError`: if an argument is out of range, or a model doesn't fit a data set.
     """
+    _check(models, on, batch_size, dtype, tokens, limit, num_workers)
     specs = [load_evaluation_set(name, **overrides) for name in on]
-    _check(models, on, batch_size, dtype, tokens, corruptions, limit, num_workers, specs)
+    _check_sets(specs, bool(tokens or corruptions))
+    if corruptions or any(spec.metric == "mce" for spec in specs):
+        importlib.import_module("imagecorruptions")  # or fail now, not after the uncorrupted images
     state, folder = PartialState(), Path(output_dir)
     opened = [open_examples(spec, token) for spec in specs]
     if limit is not None:
@@ -200,12 +205,12 @@ def _train_and_test(
     return open_examples(train, token), open_examples(spec, token)
 
 
-def _check(models, on, batch_size, dtype, tokens, corruptions, limit, num_workers, specs) -> None:
+def _check(models, on, batch_size, dtype, tokens, limit, num_workers) -> None:
     """Raises for what can't be done."""
     for name, values in {"models": models, "on": on}.items():
         if not values or isinstance(values, str) or len(set(values)) < len(values):
             raise ValueError(f"`{name}` must be a list of at least one name, each of them once, got {values!r}.")
-    numbers = {"batch_size": batch_size, "limit": limit} | {"tokens": value for value in tokens}
+    numbers = {"batch_size": batch_size, "limit": limit, "tokens": min(tokens, default=None)}
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be positive, got {value}.")
@@ -213,11 +218,15 @@ def _check(models, on, batch_size, dtype, tokens, corruptions, limit, num_worker
         raise ValueError(f"`num_workers` must be 0 or more, got {num_workers}.")
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+
+
+def _check_sets(specs: list[EvaluationSet], varied: bool) -> None:
+    """Raises for data sets that can't be told apart, or can't be `varied` in their images."""
     names = [spec.name for spec in specs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"`on` must have data sets of different names, got two that are called {twice[0]!r}.")
     others = [spec.name for spec in specs if spec.task != "image-classification"]
-    if others and (tokens or corruptions):
+    if others and varied:
         raise ValueError(f"`tokens` and `corruptions` are for classifiers of images, got them with {others[0]}.")
 
 

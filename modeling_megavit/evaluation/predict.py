@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -140,14 +140,11 @@ class _Prepare:
     variant: Variant
 
     def __call__(self, example: dict, index: int) -> tuple[int, dict[str, torch.Tensor], object]:
-        try:
-            if self.spec.task == "video-classification":
-                frames = [self.transform(frame) for frame in example["frames"]]
-                inputs = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
-            else:
-                inputs = self.transform(self._corrupted(example["image"], index))
-        except (OSError, SyntaxError) as error:  # Pillow raises either for a damaged file
-            raise ValueError(f"Example {index} of {self.spec.name} can't be read: {error}") from error
+        if self.spec.task == "video-classification":
+            frames = [self.transform(frame) for frame in example["frames"]]
+            inputs = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
+        else:
+            inputs = self.transform(self._corrupted(example["image"], index))
         return index, inputs, example["segmentation" if self.spec.task == "semantic-segmentation" else "label"]
 
     def _corrupted(self, image: Image.Image, index: int) -> Image.Image:
@@ -161,6 +158,15 @@ class _Prepare:
         return corrupt(image, self.variant.corruption, self.variant.severity, seed=index)
 
 
+@contextmanager
+def _naming(index: int, spec: EvaluationSet):
+    """Says which example is damaged."""
+    try:
+        yield
+    except (OSError, SyntaxError) as error:  # Pillow raises either
+        raise ValueError(f"Example {index} of {spec.name} can't be read: {error}") from error
+
+
 class _Examples(torch.utils.data.Dataset):
     """Prepared examples by their numbers."""
 
@@ -168,7 +174,8 @@ class _Examples(torch.utils.data.Dataset):
         self.examples, self.prepare = examples, prepare
 
     def __getitem__(self, index: int):
-        return self.prepare(self.examples[index], index)
+        with _naming(index, self.prepare.spec):
+            return self.prepare(self.examples[index], index)
 
 
 class _Stream(torch.utils.data.IterableDataset):
@@ -178,9 +185,15 @@ class _Stream(torch.utils.data.IterableDataset):
         self.examples, self.prepare, self.wanted = examples, prepare, wanted
 
     def __iter__(self):
-        for index, example in enumerate(self.examples):
-            if self.wanted(index):
-                yield self.prepare(example, index)
+        examples = iter(self.examples)
+        for index in itertools.count():
+            with _naming(index, self.prepare.spec):
+                example = next(examples, None)
+                if example is None:
+                    return
+                item = self.prepare(example, index) if self.wanted(index) else None
+            if item is not None:
+                yield item
 
 
 def _collate(items: list[tuple]) -> tuple[list[int], dict[str, torch.Tensor], list]:

@@ -457,7 +457,7 @@ def _sweep(group: list[dict], names: dict[str, str]) -> list[Block]:
     _legend(axes)
     text = [
         "The same model on the same images at other sizes. Square: resized to a square of so many tokens. Native: the proportions "
-        "kept, at most so many tokens. A curve that is flat to the left means the model can run faster at no loss."
+        "kept, at most so many tokens, and never enlarged. A curve that is flat to the left means the model can run faster at no loss."
     ]
     if without:
         text.append(f"Of one size of images only: {_join(without)}.")
@@ -502,12 +502,14 @@ def _method(results: list[dict], command: list[str] | None) -> list[Block]:
     if command:
         blocks.append(Block(None, ["The command, which finds what it has done already:"], shlex.join(command)))
     crops = {
-        "square_87": "resized to a square, of which the central 87.5 % are kept",
-        "aspect_75": "the central 75 %, proportions kept",
-        "processor": "as the model's own image processor does",
+        "square_87": "are resized to a square, of which the central 87.5 % of each side are kept",
+        "square_100": "are resized to a square",
+        "aspect_75": "keep their proportions, and the central 75 % of them",
+        "aspect_100": "keep their proportions, and all that fits the model's",
+        "processor": "go through each model's own image processor",
     }
     data = {result["data"]["name"]: result["data"] for result in results}
-    text = [f"{name}: images {crops.get(part['crop'], part['crop'])}." for name, part in data.items()]
+    text = [f"Images of {name} {crops[part['crop']]}." for name, part in data.items()]
     text += [
         "Intervals are percentile bootstraps of 2,000 resamples of the images. They say nothing about other kinds of images, nor "
         "about training the same model again.",

@@ -19,7 +19,7 @@ from tiny_models import SAVE, expected, logits_of, save_megavit
 from torchmetrics.functional.segmentation import mean_iou
 from transformers import AutoImageProcessor
 
-from modeling_megavit import MegaVitForSemanticSegmentation, MegaVitForVideoClassification
+from modeling_megavit import MegaVitForSemanticSegmentation, MegaVitForVideoClassification, presets
 from modeling_megavit.evaluation import evaluate as module
 from modeling_megavit.evaluation import predict
 from modeling_megavit.evaluation.data import load_evaluation_set, open_examples
@@ -126,7 +126,8 @@ def test_other_weights_or_settings_are_predicted_anew(models, tmp_path):
 def two_processes(models, photos, tmp_path_factory):
     """What `megavit evaluate` leaves behind when accelerate starts it twice."""
     folder = tmp_path_factory.mktemp("two")
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=0"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(presets.folder("launch") / "ddp.yaml")]
+    launch += ["--num_processes=2", "--main_process_port=0", "--use_cpu"]
     command = [
         "-m",
         "modeling_megavit.cli",
@@ -349,7 +350,7 @@ def test_a_damaged_image_is_named(models, tmp_path):
         (tmp_path / "photos" / name).mkdir(parents=True)
         noise(1)[0].save(tmp_path / "photos" / name / "a.png")
     (tmp_path / "photos" / "3" / "b.png").write_bytes((tmp_path / "photos" / "3" / "a.png").read_bytes()[:200])
-    with pytest.raises(ValueError, match="Example 1 of photos can't be read"):
+    with pytest.raises(ValueError, match="Example 1 of photos can't be read: image file is truncated"):
         evaluate([models["vit"]], [str(tmp_path / "photos")], tmp_path)
 
 

@@ -56,7 +56,7 @@ def everything():
     corruptions = {"corruptions": dict.fromkeys(ALEXNET_ERRORS, [half] * 5), "mean_corruption_error": half}
     gap = {"to": "one/vit", "value": -0.2, "low": -0.3, "high": -0.1}
     results = [result_of(), result_of(HOSTILE, difference=gap, sweep=sweep, **corruptions)]
-    parts = {name: half for name in ("mean_iou", "mean_accuracy", "pixel_accuracy")}
+    parts = dict.fromkeys(("mean_iou", "mean_accuracy", "pixel_accuracy"), half)
     iou = [{"class": "sky", **half}, {"class": "sea", "value": None, "low": None, "high": None}]
     scenes = result_of(data="scenes", figures=parts | {"per_class": iou}, headline={"name": "mean_iou"} | half)
     scenes["data"] |= {"task": "semantic-segmentation", "metric": "mean_iou"}

@@ -34,8 +34,8 @@ def save_timm(folder, labels):
     torch.manual_seed(1)
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=len(labels), **sizes)
-    model.pretrained_cfg |= {"crop_pct": 1.0, "num_classes": len(labels), "label_names": labels}
-    save_for_hf(model, folder, safe_serialization=True)
+    model.pretrained_cfg |= {"crop_pct": 1.0}
+    save_for_hf(model, folder, model_config={"label_names": labels}, safe_serialization=True)
 
 
 def save_megavit(folder, labels, seed=2, auto=MegaVitForImageClassification, **settings):
