@@ -186,7 +186,7 @@ def test_labels_without_a_signal_are_predicted_by_chance(protocol):
 
 
 def test_sgd_takes_the_steps_of_torch_by_hand():
-    train, test = blobs(40, noise=0.3), blobs(20, noise=0.3, seed=1)
+    train, test = blobs(40, noise=3), blobs(5000, noise=3, seed=1)
     guesses = probes._fit_sgd(train.features, train.labels, test.features, 5, (0.01, 0.5), 0, "cpu")
     mean, std = (torch.tensor(getattr(train.features, name)(0)) for name in ("mean", "std"))
     inputs, labels = (torch.tensor(train.features) - mean) / std, torch.tensor(train.labels)
@@ -198,7 +198,8 @@ def test_sgd_takes_the_steps_of_torch_by_hand():
             scale = rate * (1 + np.cos(np.pi * step / 10)) / 2
             weight, bias = weight - scale * velocity[0], bias - scale * velocity[1]
         expected = (((torch.tensor(test.features) - mean) / std) @ weight.T + bias).argmax(1)
-        assert guess.tolist() == expected.tolist()
+        # So close to the border that rounding decides is one in a thousand at most.
+        assert (guess != expected.numpy()).mean() <= 0.001
 
 
 def test_neighbours_vote_as_in_dino():
