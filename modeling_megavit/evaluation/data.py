@@ -142,8 +142,8 @@ def load_evaluation_set(name: str, **overrides) -> EvaluationSet:
 
     Args:
         name (`str`): Its name, the path of another such YAML file, or a folder of images or parquet files.
-        overrides: Fields of `EvaluationSet`. A folder as `dataset` is read as it is: revision, configuration, split and
-            files of the Hub's copy don't hold for it.
+        overrides: Fields of `EvaluationSet`. For another `dataset`, revision, configuration and files of the one in the YAML
+            file don't hold, and for a folder its split neither. For another `split`, the files of that name are read.
 
     Raises:
         `ValueError`: if a name, key or value is wrong.
@@ -160,10 +160,7 @@ def load_evaluation_set(name: str, **overrides) -> EvaluationSet:
     elif not is_path:
         path = presets.find("evaluation", name)
     keys = {"name": path.stem} | (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    if _is_local(overrides.get("dataset")):
-        keys |= {"revision": None, "config": None, "split": None, "data_files": None, "archive": None}
-        keys |= {"streaming": False, "num_examples": None}
-    keys |= overrides
+    keys = _follow(keys, overrides) | overrides
     known = [item.name for item in fields(EvaluationSet)]
     for key in keys.keys() - set(known):
         close = difflib.get_close_matches(key, known)
@@ -172,6 +169,22 @@ def load_evaluation_set(name: str, **overrides) -> EvaluationSet:
     if missing := {"task", "metric", "title"} - keys.keys():
         raise ValueError(f"The evaluation set {name} must have {', '.join(sorted(missing))}.")
     return EvaluationSet(**keys)
+
+
+def _follow(keys: dict, overrides: dict) -> dict:
+    """Returns the keys of a YAML file with what no longer holds once `overrides` do taken out."""
+    split, files = keys.get("split", "test"), keys.get("data_files")
+    if overrides.get("dataset", keys.get("dataset")) != keys.get("dataset"):
+        pinned = ("revision", "config", "data_files", "archive", "num_examples", "download_gb", "streaming")
+        keys = {name: value for name, value in keys.items() if name not in pinned}
+        return keys | ({"split": None} if _is_local(overrides["dataset"]) else {})
+    if overrides.get("split", split) == split or not (files or keys.get("archive")):
+        return keys
+    if not files or f"{split}-" not in files:
+        raise ValueError(
+            f"`split` of {keys['name']} must be {split!r}, the only one of its files, got {overrides['split']!r}."
+        )
+    return keys | {"data_files": files.replace(f"{split}-", f"{overrides['split']}-"), "num_examples": None}
 
 
 def _is_local(dataset: str | None) -> bool:

@@ -451,7 +451,7 @@ def test_what_isnt_there_is_said(hub, tmp_path):
     spec = add_cifar10(hub, revision="v2")
     with pytest.raises(FileNotFoundError, match="uoft-cs/cifar10 at revision v2 with plain_text/test-\\* isn't"):
         open_examples(spec)
-    with pytest.raises(FileNotFoundError, match="someone/nothing at revision .* isn't"):
+    with pytest.raises(FileNotFoundError, match="must be there to read, someone/nothing isn't"):
         open_examples(load_evaluation_set("cifar10", dataset="someone/nothing"))
     with pytest.raises(FileNotFoundError, match="with plain_text/dev-"):
         open_examples(add_cifar10(hub, data_files="plain_text/dev-*", split="dev"))
@@ -461,6 +461,22 @@ def test_what_isnt_there_is_said(hub, tmp_path):
         open_examples(load_evaluation_set("cifar10", dataset="./nowhere"))
     with pytest.raises(FileNotFoundError, match="The data set ./nowhere doesn't exist"):
         load_evaluation_set("./nowhere")
+
+
+def test_another_split_has_other_files(hub):
+    spec = load_evaluation_set("imagenet_r", split="train")
+    assert (spec.split, spec.data_files, spec.num_examples) == ("train", "test/train-*", None)
+    other = load_evaluation_set("imagenet_val", dataset="someone/else", split="dev")
+    assert (other.revision, other.data_files, other.split, other.crop) == (None, None, "dev", "square_87")
+    with pytest.raises(
+        ValueError, match="`split` of imagenet_v2 must be 'test', the only one of its files, got 'val'"
+    ):
+        load_evaluation_set("imagenet_v2", split="val")
+    train = add_cifar10(hub, labels=[0, 1, 2], split="train", data_files=None)
+    files = parquet({"img": [paint(0)], "label": [5]}, {"img": Image(), "label": ClassLabel(names=CIFAR10_CLASSES)})
+    hub.write(train.dataset, {"plain_text/train-00000-of-00001.parquet": files}, train.revision, "datasets")
+    assert open_examples(load_evaluation_set("cifar10", split="train"))["label"][:] == [5]
+    assert open_examples(load_evaluation_set("cifar10"))["label"][:] == [0, 1, 2]
 
 
 def test_splits_that_cannot_be_told_are_listed(tmp_path, monkeypatch):
