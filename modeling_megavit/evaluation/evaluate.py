@@ -128,7 +128,9 @@ def evaluate(
     _check_sets(specs, bool(tokens or corruptions))
     if corruptions or any(spec.metric == "mce" for spec in specs):
         importlib.import_module("imagecorruptions")  # or fail now, not after the uncorrupted images
-    state, folder = PartialState(), Path(output_dir)
+    # Told to, accelerate joins processes without an accelerator, too
+    on_cpu = str(device).startswith("cpu") or not torch.accelerator.is_available()
+    state, folder = PartialState(cpu=on_cpu), Path(output_dir)
     opened = [open_examples(spec, token) for spec in specs]
     if limit is not None:
         opened = [_first(examples, limit) for examples in opened]

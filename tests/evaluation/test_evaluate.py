@@ -127,7 +127,7 @@ def two_processes(models, photos, tmp_path_factory):
     """What `megavit evaluate` leaves behind when accelerate starts it twice."""
     folder = tmp_path_factory.mktemp("two")
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(presets.folder("launch") / "ddp.yaml")]
-    launch += ["--num_processes=2", "--main_process_port=0", "--use_cpu"]
+    launch += ["--num_processes=2", "--main_process_port=0"]
     command = [
         "-m",
         "modeling_megavit.cli",
