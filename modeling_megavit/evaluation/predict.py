@@ -126,8 +126,10 @@ def _fingerprint_of_model(name: str, model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(name).iterdir()):
         if path.suffix in (".json", ".safetensors", ".bin"):
+            digest.update(f"/{path.name}:{path.stat().st_size}:".encode())
             with open(path, "rb") as file:
-                digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+                for block in iter(lambda: file.read(2**20), b""):
+                    digest.update(block)
     return digest.hexdigest()
 
 
@@ -287,6 +289,8 @@ def predict(loaded: Loaded, spec: EvaluationSet, examples, variant: Variant, fol
     ):
         _write_file(shards, number, batches, loaded, spec, classes, variant)
     state.wait_for_everyone()
+    if not shards.numbers():
+        raise ValueError(f"The data set {spec.name} must have at least one example, got none.")
     if state.is_main_process:
         shards.finish()
     state.wait_for_everyone()
@@ -306,7 +310,7 @@ def _timed(loader: DataLoader, title: str) -> Iterator[tuple[tuple, float]]:
 
 def _write_file(shards: Shards, number: int, batches: Iterator, loaded: Loaded, spec, classes, variant) -> None:
     """Predicts the batches of one file and writes it."""
-    rows, facts, labels, tokens, seconds = [], {}, [], 0, 0.0
+    rows, labels, tokens, seconds = [], [], 0, 0.0
     for (_, inputs, part), start in batches:
         rows.append(_rows(loaded, spec, classes, variant, inputs, part))
         count = _count_tokens(loaded.model, inputs)

@@ -51,11 +51,11 @@ _MOST_CLASSES = 20
 _MARKERS = "osD^vPX*"
 _SEVERITIES = range(1, 6)
 _TITLES = {
-    "accuracy": "Top-1 accuracy",
+    "accuracy": "top-1 accuracy",
     "real_accuracy": "ReaL accuracy",
-    "mean_iou": "Mean IoU",
-    "mce": "Mean corruption error",
-    "fairness": "Accuracy",
+    "mean_iou": "mean IoU",
+    "mce": "mean corruption error",
+    "fairness": "accuracy over all targets",
 }
 
 
@@ -176,10 +176,9 @@ def _summary(by_data: dict[str, list[dict]], names: dict[str, str]) -> Block:
         "Each data set's headline figure, with a 95 % bootstrap interval over its images: with other images of the same kind, the "
         "figure would come out elsewhere in about that range. Higher is better, except for mean corruption errors."
     ]
-    heads = {result["headline"]["name"]: data for data, group in by_data.items() for result in group}
-    if set(heads) - {"accuracy"}:
-        metrics = [f"{data}: {_TITLES[group[0]['headline']['name']].lower()}" for data, group in by_data.items()]
-        text.append(f"{'; '.join(metrics)}.")
+    metrics = {data: group[0]["headline"]["name"] for data, group in by_data.items()}
+    if set(metrics.values()) != {"accuracy"}:
+        text.append(f"{'; '.join(f'{data}: {_TITLES[metric]}' for data, metric in metrics.items())}.")
     caption = "The headline figure of each model on each data set, with its interval"
     return Block(None, text, None, tuple(header), rows, _plot_summary(by_data, names), caption)
 
@@ -217,7 +216,7 @@ def _dots(axes, groups: list[str], points: dict[str, list[dict | None]], names: 
             color=_colour(names, model),
             markersize=5,
             elinewidth=1.4,
-            label=names[model],
+            label=_clip(names[model]),
         )
     axes.set_yticks(range(len(groups)), groups)
     axes.set_ylim(len(groups) - 0.5, -0.5)
@@ -356,7 +355,8 @@ def _per_class(group: list[dict], names: dict[str, str]) -> list[Block]:
         _mean([result["figures"]["per_class"][index]["value"] for result in group]) for index in range(len(classes))
     ]
     known = [index for index in range(len(classes)) if means[index] is not None]
-    if len(known) > _MOST_CLASSES:
+    is_cut = len(known) > _MOST_CLASSES
+    if is_cut:
         known = sorted(known, key=means.__getitem__)[:_MOST_CLASSES]
     figure, axes = _new_axes(1.0 + len(known) * (0.14 + 0.12 * len(group)), xlabel="percent, with 95 % intervals")
     labels = [_clip(f"{classes[index]['class']}", 28) for index in known]
@@ -364,8 +364,10 @@ def _per_class(group: list[dict], names: dict[str, str]) -> list[Block]:
     _dots(axes, labels, points, names)
     _legend(axes)
     what = "IoU" if group[0]["data"]["task"] == "semantic-segmentation" else "accuracy"
-    some = f"The {len(known)} of {len(classes)} classes with the lowest" if len(known) < len(classes) else "The"
-    text = [f"{some} {what} of each class. An interval without length means that every image came out the same."]
+    some = f" The {_MOST_CLASSES} of {len(classes)} where it is lowest." if is_cut else ""
+    text = [
+        f"The {what} of each class, with 95 % intervals.{some} An interval without length means that all its images came out the same."
+    ]
     return [Block("Per class", text, figure=figure, caption=f"{what} of each class")]
 
 
@@ -400,8 +402,8 @@ def _fairness(group: list[dict], names: dict[str, str]) -> list[Block]:
         ]
     text = [
         f"The sensitive attribute is {sensitive}. Demographic parity gap: the difference between its groups in how often the answer "
-        "is yes. Equalised odds gap: the larger difference of true and of false positive rates. 0 is fair by that measure, and a gap "
-        "isn't smaller for its accuracy."
+        "is yes. Equalised odds gap: the larger difference of true and of false positive rates. 0 is fair by that measure, which "
+        "says nothing about accuracy."
     ]
     blocks = [Block(None, text, None, ("model", "target", *_GAPS.values()), rows)]
     header = (
@@ -448,7 +450,12 @@ def _sweep(group: list[dict], names: dict[str, str]) -> list[Block]:
             ticks |= {point["budget"] for point in points}
             low, value, high = ([100 * point[end] for point in points] for end in ("low", "value", "high"))
             axes.plot(
-                tokens, value, line, color=colour, marker=_marker(names, result["model"]), label=f"{model}, {form}"
+                tokens,
+                value,
+                line,
+                color=colour,
+                marker=_marker(names, result["model"]),
+                label=f"{_clip(model)}, {form}",
             )
             axes.fill_between(tokens, low, high, color=colour, alpha=0.12, linewidth=0)
             rows += [[model, form, f"{point['budget']}", f"{point['tokens']:.1f}", percent(point)] for point in points]
@@ -477,7 +484,7 @@ def _corruptions(group: list[dict], names: dict[str, str]) -> list[Block]:
         accuracies = 100 * np.array([[figure["value"] for figure in row] for row in parts.values()])
         means[model] = [*accuracies.mean(axis=1), accuracies.mean()]
         look = {"color": _colour(names, result["model"]), "marker": _marker(names, result["model"])}
-        axes.plot(_SEVERITIES, accuracies.mean(axis=0), label=model, **look)
+        axes.plot(_SEVERITIES, accuracies.mean(axis=0), label=_clip(model), **look)
         accuracies = np.vstack([accuracies, accuracies.mean(axis=0)])
         rows = [[name, *map(Shaded, row)] for name, row in zip((*parts, "mean"), accuracies)]
         error = result["mean_corruption_error"]

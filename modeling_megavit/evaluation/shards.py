@@ -46,12 +46,15 @@ class Shards:
         os.replace(part, self.path(number))
 
     def finish(self) -> None:
-        """Notes that no file is missing."""
+        """Notes that no file is missing, and clears what killed processes left."""
+        for part in self.folder.glob(".[0-9]*"):
+            part.unlink()
         write_text(self.folder / _END, json.dumps({"files": len(self.numbers())}))
 
     @property
     def finished(self) -> bool:
-        return (self.folder / _END).exists()
+        end = self.folder / _END
+        return end.exists() and json.loads(end.read_text(encoding="utf-8"))["files"] == len(self.numbers())
 
     def numbers(self) -> set[int]:
         """Returns the numbers of the files that are there."""

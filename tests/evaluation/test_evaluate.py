@@ -108,8 +108,12 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(models, tmp_path, monke
     resumed = evaluate([models["megavit"]], ["digits"], tmp_path / "killed", **SMALL)
     assert batches == [4] * 9 + [2] and kept.stat().st_mtime_ns == written
     assert [figures_of(result) for result in resumed] == [figures_of(result) for result in whole]
-    # Once more, nothing is left to predict
+    # Once more, nothing is left to predict, until a file is lost
     assert evaluate([models["megavit"]], ["digits"], tmp_path / "killed", **SMALL) == resumed and len(batches) == 10
+    assert not list(kept.parent.glob(".*"))
+    kept.unlink()
+    (again,) = evaluate([models["megavit"]], ["digits"], tmp_path / "killed", **SMALL)
+    assert len(batches) == 18 and figures_of(again) == figures_of(whole[0])
 
 
 def test_other_weights_or_settings_are_predicted_anew(models, tmp_path):
@@ -345,13 +349,14 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path):
         evaluate(["./nowhere"], ["digits"], tmp_path)
 
 
-def test_a_damaged_image_is_named(models, tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_damaged_image_is_named(models, tmp_path, streaming):
     for name in ("3", "4"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         noise(1)[0].save(tmp_path / "photos" / name / "a.png")
     (tmp_path / "photos" / "3" / "b.png").write_bytes((tmp_path / "photos" / "3" / "a.png").read_bytes()[:200])
     with pytest.raises(ValueError, match="Example 1 of photos can't be read: image file is truncated"):
-        evaluate([models["vit"]], [str(tmp_path / "photos")], tmp_path)
+        evaluate([models["vit"]], [str(tmp_path / "photos")], tmp_path, streaming=streaming, classes=["3", "4"])
 
 
 def test_code_of_a_model_runs_only_if_it_is_trusted(models, tmp_path):
@@ -363,7 +368,8 @@ def test_code_of_a_model_runs_only_if_it_is_trusted(models, tmp_path):
         "auto_map": {"AutoConfig": "code.C", "AutoModelForImageClassification": "code.M"},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\nfrom transformers import ViTConfig as C")
+    code = "from transformers import ViTConfig\n\nclass C(ViTConfig):\n    model_type = 'stranger'\n"
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\n{code}")
     with pytest.raises(ValueError, match="trust_remote_code"):
         evaluate([str(folder)], ["digits"], tmp_path)
     assert not mark.exists()
