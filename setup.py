@@ -11,6 +11,7 @@ extras = {
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "explain": ["captum", "matplotlib"],
     "demo": ["gradio>=6"],
+    "evaluation": ["av", "imagecorruptions-imaug", "jinja2", "matplotlib", "scikit-learn"],
     "style": ["ruff==0.17.5", "transformers-mlinter==0.1.5"],
 }
 extras["dev"] = (
@@ -18,6 +19,7 @@ extras["dev"] = (
     + extras["onnx"]
     + extras["explain"]
     + extras["demo"]
+    + extras["evaluation"]
     + extras["style"]
     + [
         "mega-vit==0.0.4",
@@ -29,6 +31,7 @@ extras["dev"] = (
         "setuptools>=77",
         "timm",
         "torchao",
+        "torchmetrics",
     ]
     + ["vit-pytorch==1.26.11"]
 )
@@ -46,6 +49,7 @@ setup(
     packages=[
         "modeling_megavit",
         "modeling_megavit.training",
+        "modeling_megavit.evaluation",
         "modeling_megavit.hub",
         "modeling_megavit.configuration",
         "modeling_megavit.conversion_scripts",
@@ -54,7 +58,11 @@ setup(
         "modeling_megavit.configuration": "configuration",
         "modeling_megavit.conversion_scripts": "conversion_scripts",
     },
-    package_data={"modeling_megavit.configuration": ["*/*.json", "*/*.yaml"], "modeling_megavit.hub": ["static/*"]},
+    package_data={
+        "modeling_megavit.configuration": ["*/*.json", "*/*.yaml"],
+        "modeling_megavit.evaluation": ["static/*"],
+        "modeling_megavit.hub": ["static/*"],
+    },
     install_requires=[
         "accelerate>=1.15",
         "datasets>=5.0",

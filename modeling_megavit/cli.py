@@ -4,13 +4,16 @@
 import functools
 import importlib
 import json
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import presets
@@ -23,6 +26,7 @@ errors = Console(stderr=True)
 
 # What a missing module comes with
 _EXTRAS = dict.fromkeys(("kornia", "matplotlib", "sklearn"), "'megavit[train]'")
+_EXTRAS |= dict.fromkeys(("av", "imagecorruptions", "jinja2"), "'megavit[evaluation]'")
 _EXTRAS |= {"captum": "'megavit[explain]'", "gradio": "'megavit[demo]'"}
 _EXTRAS |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "'megavit[onnx]'") | {"timm": "timm"}
 
@@ -48,6 +52,11 @@ def _plain_errors(command):
             if extra is None:
                 raise
             _say(ValueError(f"This command needs {error.name}, which comes with `pip install {extra}`."))
+            raise typer.Exit(1) from error
+        except ImportError as error:
+            if error.name is not None:
+                raise
+            _say(error)  # transformers' own, of a library that a model needs
             raise typer.Exit(1) from error
 
     return wrapper
@@ -308,6 +317,118 @@ def demo(
     from .hub.demo import run
 
     run(model, host, port, share)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+@_plain_errors
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Folders or Hub ids of classifiers, timm's included.")],
+    on: Annotated[
+        list[str],
+        typer.Option(help=f"Repeat it. One of {', '.join(presets.available('evaluation'))}, or a folder of images."),
+    ],
+    report: Annotated[Path | None, typer.Option(help="The folder to write report.html and report.md to.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Where predictions are kept.")] = Path("outputs/evaluation"),
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; else accelerate's.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    tokens: Annotated[list[int], typer.Option(help="Repeat it: also with this many tokens an image.")] = [],  # noqa: B006
+    corruptions: Annotated[bool, typer.Option("--corruptions", help="Also under ImageNet-C's corruptions.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many examples.")] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
+    write_cards: Annotated[
+        bool, typer.Option("--write-cards", help="Put the results into the models' cards.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code in the models' repositories.")
+    ] = False,
+):
+    """
+    Evaluates classifiers side by side; the same command again goes on where an interrupted one was.
+
+    Every field of EvaluationSet is an option, such as --split validation or --dataset FOLDER. On several GPUs:
+    accelerate launch -m modeling_megavit.cli evaluate …
+    """
+    from accelerate import PartialState
+    from transformers.utils import logging
+
+    from .evaluation.card import write_into_card
+    from .evaluation.evaluate import evaluate as run
+    from .evaluation.report import percent
+    from .evaluation.report import report as write_report
+
+    logging.disable_progress_bar()
+    settings = {"batch_size": batch_size, "device": device, "dtype": dtype, "tokens": tokens, "limit": limit}
+    settings |= {"corruptions": corruptions, "num_workers": num_workers, "trust_remote_code": trust_remote_code}
+    models, fields = _fields(models)  # to which Typer adds every option that it doesn't know
+    results = run(models, on, output_dir, **settings, **fields)
+    if not PartialState().is_main_process:
+        return
+    table = Table("model", "data", "figure", "%", "95 % interval", "images/s")
+    for result in results:
+        value, _, interval = percent(result["headline"]).partition(" ")
+        names = map(escape, (result["model"], result["data"]["name"], result["headline"]["name"]))
+        table.add_row(*names, value, interval.strip("()"), f"{result['images_per_second']:,.0f}")
+    console.print(table)
+    if write_cards:
+        for model in models:
+            console.print(f"Wrote {write_into_card(model, results)}.", markup=False, soft_wrap=True)
+    if report is not None:
+        command = ["megavit", *sys.argv[1:]]
+        console.print(f"Wrote {write_report(results, report, command)}.", markup=False, soft_wrap=True)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@_plain_errors
+def probe(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The folder or Hub id of any image model of transformers or timm.")],
+    on: Annotated[
+        str, typer.Option(help=f"One of {', '.join(presets.available('evaluation'))}, or a folder of images.")
+    ],
+    train_split: Annotated[str, typer.Option(help="The split that the probes learn from.")] = "train",
+    output_dir: Annotated[Path, typer.Option(help="Where features are kept.")] = Path("outputs/features"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; else accelerate's.")] = None,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code in the model's repository.")
+    ] = False,
+):
+    """
+    Measures what a model's frozen features are worth: linear probes, nearest neighbours and few-shot regression.
+
+    Every field of EvaluationSet is an option, such as --label_column fine_label.
+    """
+    from transformers.utils import logging
+
+    from .evaluation.evaluate import probe as run
+    from .evaluation.report import percent
+
+    logging.disable_progress_bar()
+    settings = {"batch_size": batch_size, "device": device, "num_workers": num_workers}
+    settings |= {"train_split": train_split, "trust_remote_code": trust_remote_code}
+    table = Table("probe", "top-1 %, with 95 % interval", "settings", title=escape(f"{model} on {on}"))
+    (model,), fields = _fields([model, *context.args])
+    for result in run(model, on, output_dir, **settings, **fields):
+        chosen = {name: value for name, value in result.items() if name not in ("probe", "accuracy", "accuracies")}
+        text = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in chosen.items())
+        table.add_row(result["probe"], percent(result["accuracy"]), text)
+    console.print(table)
+
+
+def _fields(arguments: list[str]) -> tuple[list[str], dict]:
+    """Divides a command line in names and fields with their values, `--split validation` or `--split=validation`."""
+    names, fields, left = [], {}, list(arguments)
+    while left:
+        name, has_value, value = left.pop(0).partition("=")
+        if not name.startswith("--"):
+            names.append(name + has_value + value)
+            continue
+        if not (has_value or left):
+            raise ValueError(f"Settings of a data set must be --NAME VALUE, got {name!r}.")
+        fields[name[2:].replace("-", "_")] = yaml.safe_load(value if has_value else left.pop(0))
+    return names, fields
 
 
 def _gibibytes(size: int) -> str:

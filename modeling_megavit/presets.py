@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 # The folders of configuration/ and the ending of the files in each.
-KINDS = {"models": ".json", "recipes": ".yaml", "launch": ".yaml"}
+KINDS = {"models": ".json", "recipes": ".yaml", "launch": ".yaml", "evaluation": ".yaml"}
 
 
 def folder(kind: str) -> Path:

@@ -131,5 +131,5 @@ def test_a_missing_extra_is_one_line(tmp_path):
 
 
 def test_help_names_every_command():
-    commands = ("train", "predict", "info", "convert", "export", "push", "explain", "demo")
+    commands = ("train", "predict", "info", "convert", "export", "push", "explain", "demo", "evaluate", "probe")
     assert all(name in megavit("--help") for name in commands)

@@ -34,7 +34,8 @@ def test_the_wheel_carries_one_package_with_all_presets_and_recipes(wheel):
     for kind, ending in presets.KINDS.items():
         inside = {name for name in names if name.startswith(f"modeling_megavit/configuration/{kind}/")}
         assert inside == {f"modeling_megavit/configuration/{kind}/{name}{ending}" for name in presets.available(kind)}
-    assert {"modeling_megavit/training/train.py", "modeling_megavit/hub/static/index.html"} <= set(names)
+    pages = {f"modeling_megavit/{page}" for page in ("hub/static/index.html", "evaluation/static/report.html")}
+    assert {"modeling_megavit/training/train.py", *pages} <= set(names)
 
 
 def test_the_wheel_works_from_any_folder(wheel, tmp_path):

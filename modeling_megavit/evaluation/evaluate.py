@@ -1,0 +1,386 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""Evaluates any transformers classifier of images, pixels or clips on the data sets of the literature."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import platform
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from ..training.data import load_data
+from ..training.recipe import RecipeArguments
+from .corruptions import CORRUPTIONS
+from .data import EvaluationSet, class_map, load_evaluation_set, open_examples
+from .metrics import (
+    ALEXNET_ERRORS,
+    classification_figures,
+    fairness,
+    mean_corruption_error,
+    top_k_hits,
+    with_interval,
+)
+from .predict import DTYPES, Loaded, Variant, load_model, predict, sizes
+from .probes import extract_features, few_shot, knn, linear_probe
+from .shards import Shards, write_text
+
+
+RESULTS = "results.json"
+_SEVERITIES = range(1, 6)
+
+
+def segmentation_figures(counts: np.ndarray, class_names: Sequence[str], seed: int = 0) -> dict:
+    """
+    Computes the figures of a semantic segmentation, with intervals over images.
+
+    Args:
+        counts (`np.ndarray` of shape `(images, 3, classes)`): Of each image, the pixels of each class that are right,
+            labelled and predicted.
+        class_names (`Sequence[str]`): In the order of the counts.
+        seed (`int`, *optional*, defaults to 0): Seed of the intervals.
+
+    Returns:
+        `dict` that JSON takes: `num_examples`; `mean_iou`, `mean_accuracy` and `pixel_accuracy`, each a `value` with `low`
+        and `high`; `per_class`, the IoU of each class likewise, None without pixels.
+    """
+    counts = np.asarray(counts, dtype=float)  # whole numbers still, that multiply fast
+    draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=2000)
+    drawn = (draws.astype(float) @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
+    value, drawn = _segmentation_scores(counts.sum(axis=0)), _segmentation_scores(drawn)
+    figures = {
+        name: {"value": float(value[name])}
+        | dict(zip(("low", "high"), np.nanpercentile(drawn[name], (2.5, 97.5)).tolist()))
+        for name in ("mean_iou", "mean_accuracy", "pixel_accuracy")
+    }
+    per_class = []
+    for index, name in enumerate(class_names):
+        known = not np.isnan(value["iou"][index])
+        low, high = np.nanpercentile(drawn["iou"][:, index], (2.5, 97.5)).tolist() if known else (None, None)
+        number = float(value["iou"][index]) if known else None
+        per_class.append({"class": str(name), "value": number, "low": low, "high": high})
+    return {"num_examples": len(counts)} | figures | {"per_class": per_class}
+
+
+def _segmentation_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """As `segmentation_scores`, of any number of counts (..., 3, classes) at once."""
+    hits, labelled, predicted = np.moveaxis(counts, -2, 0)
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a resample without any pixel
+        iou, accuracy = hits / (labelled + predicted - hits), hits / labelled
+        means = {"mean_iou": np.nanmean(iou, axis=-1), "mean_accuracy": np.nanmean(accuracy, axis=-1)}
+        return means | {"iou": iou, "pixel_accuracy": hits.sum(axis=-1) / labelled.sum(axis=-1)}
+
+
+def evaluate(
+    models: Sequence[str],
+    on: Sequence[str],
+    output_dir: str | Path,
+    *,
+    batch_size: int = 64,
+    device: str | None = None,
+    dtype: str = "float32",
+    tokens: Sequence[int] = (),
+    corruptions: bool = False,
+    limit: int | None = None,
+    num_workers: int = 0,
+    trust_remote_code: bool = False,
+    token: str | None = None,
+    **overrides,
+) -> list[dict]:
+    """
+    Evaluates models on data sets; the same call again goes on where an interrupted one was.
+
+    Args:
+        models (`Sequence[str]`): Folders or Hub ids of classifiers, of any architecture of transformers, timm's included.
+        on (`Sequence[str]`): Names of data sets, see configuration/evaluation, or folders.
+        output_dir (`str` or `Path`): Where predictions and results go. What was predicted with other settings stays there.
+        batch_size (`int`, *optional*, defaults to 64): Images at once, on each process.
+        device (`str`, *optional*): A torch device; by default, accelerate's.
+        dtype (`str`, *optional*, defaults to `"float32"`): Or `"bfloat16"`, `"float16"`: of weights and activations.
+        tokens (`Sequence[int]`, *optional*): Numbers of tokens of an image at which to evaluate as well: as a square, of the
+            side that comes next, and for MegaVits also native. Models of one image size are left out.
+        corruptions (`bool`, *optional*, defaults to `False`): Whether to evaluate under `CORRUPTIONS` as well.
+        limit (`int`, *optional*): The number of examples to stop after.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read and prepare images; one for data that streams.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code in the repositories of models may run.
+        token (`str`, *optional*): For gated data sets; by default, that of `hf auth login`.
+        overrides: Fields of `EvaluationSet`, for all of `on`.
+
+    Returns:
+        `list[dict]` that JSON takes, one for each model and data set: what `report` and `write_into_card` need.
+
+    Raises:
+        `ValueError`: if an argument is out of range, or a model doesn't fit a data set.
+    """
+    _check(models, on, batch_size, dtype, tokens, limit, num_workers)
+    specs = [load_evaluation_set(name, **overrides) for name in on]
+    _check_sets(specs, bool(tokens or corruptions))
+    if corruptions or any(spec.metric == "mce" for spec in specs):
+        importlib.import_module("imagecorruptions")  # or fail now, not after the uncorrupted images
+    # Told to, accelerate joins processes without an accelerator, too
+    on_cpu = str(device).startswith("cpu") or not torch.accelerator.is_available()
+    state, folder = PartialState(cpu=on_cpu), Path(output_dir)
+    opened = [open_examples(spec, token) for spec in specs]
+    if limit is not None:
+        opened = [_first(examples, limit) for examples in opened]
+    options = {"batch_size": batch_size, "dtype": dtype, "limit": limit, "num_workers": num_workers}
+    results, hits = [], {}
+    for name in models:
+        loaded = {}
+        for spec, examples in zip(specs, opened):
+            if spec.task not in loaded:
+                loaded[spec.task] = load_model(name, spec.task, dtype, device or state.device, trust_remote_code)
+            path = folder / _slug(name) / _slug(spec.name)
+            result = _evaluate(loaded[spec.task], spec, examples, path, options, tokens, corruptions, hits)
+            results.append(result)
+    return results
+
+
+def probe(
+    model: str,
+    on: str,
+    output_dir: str | Path,
+    *,
+    train_split: str = "train",
+    batch_size: int = 64,
+    device: str | None = None,
+    num_workers: int = 0,
+    trust_remote_code: bool = False,
+    token: str | None = None,
+    **overrides,
+) -> list[dict]:
+    """
+    Measures the frozen features of a model by all probes; see probes.py.
+
+    Args:
+        model (`str`): Folder or Hub id of an image classifier.
+        on (`str`): A data set of images with one class each, as of `evaluate`.
+        output_dir (`str` or `Path`): Where features are kept.
+        train_split (`str`, *optional*, defaults to `"train"`): What to learn from. If a folder has no other split, and for
+            digits, a fifth of each class is held out, as in training.
+        batch_size, device, num_workers, trust_remote_code, token, overrides: As of `evaluate`.
+
+    Returns:
+        `list[dict]` that JSON takes, one for each probe; without 10-shot if a class has less than ten images.
+
+    Raises:
+        `ValueError`: if the data set isn't of images with one class each.
+    """
+    spec = load_evaluation_set(on, **overrides)
+    if spec.task != "image-classification":
+        raise ValueError(f"`on` must be a data set for image classification, got {on}, which is for {spec.task}.")
+    train, test = _train_and_test(spec, train_split, token)
+    loaded = load_model(model, None, device=device or PartialState().device, trust_remote_code=trust_remote_code)
+    options = {"cache_dir": output_dir, "batch_size": batch_size, "num_workers": num_workers}
+    train, test = (extract_features(loaded.model, loaded.processor, part, **options) for part in (train, test))
+    found = [linear_probe(train, test, protocol) for protocol in ("sgd", "lbfgs")]
+    found.append(knn(train, test, k=min(20, len(train.labels))))
+    if np.bincount(train.labels).min() >= 10:
+        found.append(few_shot(train, test))
+    return found
+
+
+def _train_and_test(
+    spec: EvaluationSet, train_split: str, token: str | None
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Opens what a probe learns from and what it is measured on."""
+    if spec.dataset in ("digits", "digits_native") or Path(spec.dataset).expanduser().is_dir():
+        eval_split = None if spec.dataset == "digits" else spec.split
+        data = load_data(RecipeArguments(dataset=spec.dataset, train_split=train_split, eval_split=eval_split))
+        names = {data.image_column: "image", data.label_column: "label"}
+        parts = (data.train, data.evaluation)
+        return tuple(part.select_columns(list(names)).rename_columns(names) for part in parts)
+    # The files of a split bear its name
+    files = spec.data_files and spec.data_files.replace(spec.split, train_split)
+    train = dataclasses.replace(spec, split=train_split, data_files=files)
+    return open_examples(train, token), open_examples(spec, token)
+
+
+def _check(models, on, batch_size, dtype, tokens, limit, num_workers) -> None:
+    """Raises for what can't be done."""
+    for name, values in {"models": models, "on": on}.items():
+        if not values or isinstance(values, str) or len(set(values)) < len(values):
+            raise ValueError(f"`{name}` must be a list of at least one name, each of them once, got {values!r}.")
+    numbers = {"batch_size": batch_size, "limit": limit, "tokens": min(tokens, default=None)}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be positive, got {value}.")
+    if num_workers < 0:
+        raise ValueError(f"`num_workers` must be 0 or more, got {num_workers}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+
+
+def _check_sets(specs: list[EvaluationSet], varied: bool) -> None:
+    """Raises for data sets that can't be told apart, or can't be `varied` in their images."""
+    names = [spec.name for spec in specs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"`on` must have data sets of different names, got two that are called {twice[0]!r}.")
+    others = [spec.name for spec in specs if spec.task != "image-classification"]
+    if others and varied:
+        raise ValueError(f"`tokens` and `corruptions` are for classifiers of images, got them with {others[0]}.")
+
+
+def _first(examples, limit: int):
+    """Returns the first examples."""
+    if isinstance(examples, datasets.IterableDataset):
+        return examples.take(limit)
+    return examples.select(range(min(limit, len(examples))))
+
+
+def _slug(name: str) -> str:
+    """Returns a folder's name for a model or data set; different ones for different names."""
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "-"
+    return safe if safe == name else f"{safe[-60:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _evaluate(
+    loaded: Loaded, spec, examples, folder: Path, options: dict, tokens, corruptions: bool, hits: dict
+) -> dict:
+    """Evaluates one model on one data set; all processes return what the first one computed."""
+    run = functools.partial(predict, loaded, spec, examples, folder=folder, options=options)
+    plain = run(Variant())
+    sweep = {variant: run(variant) for variant in sizes(loaded, tokens)}
+    severities = _SEVERITIES if corruptions or spec.metric == "mce" else ()
+    drawn = {name: [run(Variant(corruption=name, severity=level)) for level in severities] for name in CORRUPTIONS}
+    state = PartialState()
+    if state.is_main_process:
+        result = _result(loaded, spec, plain, hits)
+        result["sweep"] = [_point(variant, shards) for variant, shards in sweep.items()]
+        result |= _corruption_figures(drawn) if severities else {"corruptions": None, "mean_corruption_error": None}
+        if spec.metric == "mce":
+            result["headline"] = {"name": "mce"} | result["mean_corruption_error"]
+        write_text(folder / RESULTS, json.dumps(result, indent=2, ensure_ascii=False))
+    state.wait_for_everyone()
+    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+
+
+def _labels(shards: Shards) -> list:
+    return [label for part in shards.facts() for label in part["labels"]]
+
+
+def _hits(shards: Shards) -> np.ndarray:
+    return top_k_hits(shards.rows("logits"), _labels(shards)).astype(float)
+
+
+def _tokens(shards: Shards) -> float | None:
+    """Returns the mean number of tokens of an example."""
+    facts = shards.facts()
+    counts = [part["tokens"] for part in facts]
+    return None if None in counts else sum(counts) / sum(len(part["labels"]) for part in facts)
+
+
+def _point(variant: Variant, shards: Shards) -> dict:
+    """Returns a point of the curve of accuracy over tokens."""
+    form = "native" if variant.native else "square"
+    return {"form": form, "budget": variant.num_patches, "tokens": _tokens(shards)} | with_interval(_hits(shards))
+
+
+def _corruption_figures(drawn: dict[str, list[Shards]]) -> dict:
+    """Returns the accuracy at each severity of each corruption, and mCE with its interval."""
+    hits = {name: [_hits(shards) for shards in row] for name, row in drawn.items()}
+    error = mean_corruption_error({name: [1 - part.mean() for part in row] for name, row in hits.items()})
+    # It is a mean over images, too: of their own errors, each over AlexNet's
+    own = np.mean([(1 - np.mean(row, axis=0)) / ALEXNET_ERRORS[name] for name, row in hits.items()], axis=0)
+    return {
+        "corruptions": {name: [with_interval(part) for part in row] for name, row in hits.items()},
+        "mean_corruption_error": with_interval(own) | {"value": error},
+    }
+
+
+def _result(loaded: Loaded, spec: EvaluationSet, shards: Shards, hits: dict[str, dict[str, np.ndarray]]) -> dict:
+    """Returns what is known of a model on a data set; adds to `hits`, by data set and model."""
+    facts, names = shards.facts(), _class_names(loaded, spec)
+    num_examples, difference = sum(len(part["labels"]) for part in facts), None
+    if spec.task == "semantic-segmentation":
+        figures = segmentation_figures(shards.rows("counts"), names)
+    elif spec.task == "attributes":
+        figures = _attribute_figures(shards.rows("logits"), _labels(shards), spec)
+    else:
+        figures = classification_figures(shards.rows("logits"), _labels(shards), names)
+        others, own = hits.setdefault(spec.name, {}), _hits(shards)
+        for other in list(others)[:1]:
+            difference = {"to": other} | with_interval(own - others[other])
+        others[loaded.name] = own
+    headline = figures["mean_iou" if spec.task == "semantic-segmentation" else "accuracy"]
+    data = {field: getattr(spec, field) for field in _SHOWN}
+    return {
+        "model": loaded.name,
+        "architecture": type(loaded.model).__name__,
+        "num_parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "data": data,
+        "num_examples": num_examples,
+        "tokens": _tokens(shards),
+        "images_per_second": num_examples / sum(part["seconds"] for part in facts),
+        "headline": {"name": spec.metric} | headline,
+        "difference": difference,
+        "figures": figures,
+        "device": _device(loaded.model),
+        "versions": _versions(),
+    }
+
+
+# Of the data set
+_SHOWN = (
+    "name",
+    "title",
+    "task",
+    "metric",
+    "dataset",
+    "revision",
+    "config",
+    "split",
+    "crop",
+    "sensitive",
+    "licence",
+    "paper",
+)
+
+
+def _class_names(loaded: Loaded, spec: EvaluationSet) -> list[str]:
+    """Returns what to call the classes: their names, for those that the data set gives as synsets the model's."""
+    labels = loaded.model.config.id2label
+    names = [labels[index] for index in class_map(spec, labels)]
+    given = spec.classes if isinstance(spec.classes, list) else names
+    return [own if re.fullmatch(r"n\d{8}", name) else name for name, own in zip(given, names)]
+
+
+def _attribute_figures(logits: np.ndarray, labels: list[list[int]], spec: EvaluationSet) -> dict:
+    """Returns the accuracy over all targets, and `fairness` of each. A target is true if its logit is above 0."""
+    labels = np.array(labels)
+    labels, groups = labels[:, :-1], np.where(labels[:, -1], "yes", "no")
+    predictions = (logits > 0).astype(int)
+    return {
+        "num_examples": len(labels),
+        "accuracy": with_interval((predictions == labels).mean(axis=1)),
+        "attributes": {
+            target: fairness(predictions[:, index], labels[:, index], groups)
+            for index, target in enumerate(spec.targets)
+        },
+    }
+
+
+def _device(model: torch.nn.Module) -> str:
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    return f"{model.device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _versions() -> dict[str, str]:
+    """Returns the versions of what the figures come from."""
+    found = {"python": platform.python_version()}
+    for name in ("megavit", "torch", "transformers", "timm", "datasets", "pillow", "imagecorruptions-imaug"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,329 @@
+# Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
+"""
+What any transformers model says of the examples of a data set.
+
+Predictions are written as they come, so that an evaluation that was killed goes on where it was, to the same figures; and
+by examples, not by processes, so that `accelerate launch` changes nothing but the time. No data set that streams and no
+logits are ever in memory as a whole.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import tqdm
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    AutoModelForVideoClassification,
+)
+
+from ..training.dense_metrics import confusion_counts
+from .corruptions import corrupt
+from .data import EvaluationSet, class_map, transform
+from .shards import Shards
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+_AUTO = {
+    "image-classification": AutoModelForImageClassification,
+    "attributes": AutoModelForImageClassification,
+    "semantic-segmentation": AutoModelForSemanticSegmentation,
+    "video-classification": AutoModelForVideoClassification,
+}
+# Batches in a file: few enough for all processes to have work, many enough for the disk
+_BATCHES_A_FILE = 8
+# Pixels of the shorter side, before the central 224 are cut out
+_CORRUPTED_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    What is done to images before a model sees them, beyond the data set's protocol.
+
+    Args:
+        num_patches (`int`, *optional*): Tokens of an image; without it, the model's own size.
+        native (`bool`, *optional*, defaults to `False`): Whether to keep proportions, with `num_patches` at most.
+        corruption (`str`, *optional*): One of `CORRUPTIONS`.
+        severity (`int`, *optional*): From 1 to 5.
+    """
+
+    num_patches: int | None = None
+    native: bool = False
+    corruption: str | None = None
+    severity: int | None = None
+
+
+@dataclass
+class Loaded:
+    """A model, ready to predict, with what images go through and what tells its weights from others."""
+
+    name: str
+    model: torch.nn.Module
+    processor: object
+    fingerprint: str
+
+
+def load_model(
+    name: str, task: str | None, dtype: str = "float32", device=None, trust_remote_code: bool = False
+) -> Loaded:
+    """
+    Loads a model for a task.
+
+    Args:
+        name (`str`): A folder or Hub id.
+        task (`str`, *optional*): An `EvaluationSet`'s; None for features, of a classifier or of a model without a head.
+        dtype (`str`, *optional*, defaults to `"float32"`): Of weights and activations.
+        device (*optional*): A torch device.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether the model's own code may run.
+
+    Raises:
+        `FileNotFoundError`: if `name` is the path of a folder that doesn't exist.
+        `ValueError`: if the checkpoint has no trained head for the task.
+    """
+    folder = Path(name).expanduser()
+    if (name[:1] in "./~" or name.count("/") != 1) and not folder.is_dir():
+        raise FileNotFoundError(f"There is no model folder {name}.")
+    source, options = str(folder) if folder.is_dir() else name, {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source, **options)
+    is_classifier = (config.architectures or [""])[0].endswith("ForImageClassification")
+    auto = _AUTO[task or "image-classification"] if task or is_classifier else AutoModel
+    # timm 1.0.31 saves it there, too, where transformers 5.23 stumbles over it
+    (getattr(config, "model_args", None) or {}).pop("num_classes", None)
+    settings = {"config": config, "dtype": getattr(torch, dtype), "output_loading_info": True}
+    model, report = auto.from_pretrained(source, **settings, **options)
+    if missing := sorted(report["missing_keys"]):
+        what = task or "image features"
+        raise ValueError(f"The model {name} must have been trained for {what}: it lacks {', '.join(missing[:4])}.")
+    # PIL, which is there whether torchvision is or not: figures shouldn't depend on it
+    processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    return Loaded(name, model.eval().to(device), processor, _fingerprint_of_model(source, model))
+
+
+def _fingerprint_of_model(name: str, model: torch.nn.Module) -> str:
+    """Returns the commit of a model of the Hub, or what the files of a folder hash to."""
+    if not Path(name).is_dir():
+        return f"{name}@{model.config._commit_hash}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            digest.update(f"/{path.name}:{path.stat().st_size}:".encode())
+            with open(path, "rb") as file:
+                for block in iter(lambda: file.read(2**20), b""):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass
+class _Prepare:
+    """Makes model inputs of an example; what a process that loads data is given."""
+
+    spec: EvaluationSet
+    transform: Callable
+    variant: Variant
+
+    def __call__(self, example: dict, index: int) -> tuple[int, dict[str, torch.Tensor], object]:
+        if self.spec.task == "video-classification":
+            frames = [self.transform(frame) for frame in example["frames"]]
+            inputs = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
+        else:
+            inputs = self.transform(self._corrupted(example["image"], index))
+        return index, inputs, example["segmentation" if self.spec.task == "semantic-segmentation" else "label"]
+
+    def _corrupted(self, image: Image.Image, index: int) -> Image.Image:
+        """Corrupts an image, at no more than the size at which ImageNet-C was made: noise and blur are in pixels."""
+        if self.variant.corruption is None:
+            return image
+        image = ImageOps.exif_transpose(image)
+        scale = _CORRUPTED_SIDE / min(image.size)
+        if scale < 1:
+            image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+        return corrupt(image, self.variant.corruption, self.variant.severity, seed=index)
+
+
+@contextmanager
+def _naming(index: int, spec: EvaluationSet):
+    """Says which example is damaged."""
+    try:
+        yield
+    except (OSError, SyntaxError) as error:  # Pillow raises either
+        raise ValueError(f"Example {index} of {spec.name} can't be read: {error}") from error
+
+
+class _Examples(torch.utils.data.Dataset):
+    """Prepared examples by their numbers."""
+
+    def __init__(self, examples: datasets.Dataset, prepare: _Prepare):
+        self.examples, self.prepare = examples, prepare
+
+    def __getitem__(self, index: int):
+        with _naming(index, self.prepare.spec):
+            return self.prepare(self.examples[index], index)
+
+
+class _Stream(torch.utils.data.IterableDataset):
+    """Prepared examples in their order. Each process reads the whole stream, and prepares what is `wanted` of it."""
+
+    def __init__(self, examples: datasets.IterableDataset, prepare: _Prepare, wanted: Callable[[int], bool]):
+        self.examples, self.prepare, self.wanted = examples, prepare, wanted
+
+    def __iter__(self):
+        examples = iter(self.examples)
+        for index in itertools.count():
+            with _naming(index, self.prepare.spec):
+                example = next(examples, None)
+                if example is None:
+                    return
+                item = self.prepare(example, index) if self.wanted(index) else None
+            if item is not None:
+                yield item
+
+
+def _collate(items: list[tuple]) -> tuple[list[int], dict[str, torch.Tensor], list]:
+    indices, inputs, labels = zip(*items)
+    return list(indices), {name: torch.stack([item[name] for item in inputs]) for name in inputs[0]}, list(labels)
+
+
+def _loader(examples, prepare: _Prepare, shards: Shards, batch_size: int, num_workers: int, pin: bool) -> DataLoader:
+    """Returns the batches of the missing files that are this process's: every batch belongs to one file."""
+    state, there = PartialState(), shards.numbers()
+
+    def wanted(index: int) -> bool:
+        number = index // shards.size
+        return number % state.num_processes == state.process_index and number not in there
+
+    options = {"collate_fn": _collate, "pin_memory": pin}
+    if isinstance(examples, datasets.IterableDataset):
+        # More than one would read different files of the data set, in an order of its own
+        return DataLoader(
+            _Stream(examples, prepare, wanted), batch_size=batch_size, num_workers=min(num_workers, 1), **options
+        )
+    starts = range(0, len(examples), batch_size)
+    batches = [range(start, min(start + batch_size, len(examples))) for start in starts if wanted(start)]
+    return DataLoader(_Examples(examples, prepare), batch_sampler=batches, num_workers=num_workers, **options)
+
+
+def _count_tokens(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int | None:
+    """Returns the number of patches of a batch, if the model says what a patch is."""
+    if "spatial_shapes" in inputs:
+        return int(inputs["spatial_shapes"].prod(dim=1).sum())
+    patch, shape = _patch_size(model), inputs["pixel_values"].shape
+    return patch and math.prod(shape[:-3]) * (shape[-2] // patch[0]) * (shape[-1] // patch[1])
+
+
+def _patch_size(model: torch.nn.Module) -> tuple[int, int] | None:
+    """Returns the height and width of a patch, None of a model without patches of one size."""
+    patch = getattr(model.config, "patch_size", None)
+    with suppress(AttributeError):  # of a timm model
+        patch = patch or model.timm_model.patch_embed.patch_size
+    return (patch, patch) if isinstance(patch, int) else patch and tuple(patch)
+
+
+@torch.inference_mode()
+def _rows(loaded: Loaded, spec: EvaluationSet, classes: list[int], variant: Variant, inputs: dict, labels: list):
+    """Returns what is kept of a batch's predictions, a row for each example."""
+    model, parameters = loaded.model, inspect.signature(loaded.model.forward).parameters
+    inputs = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None, non_blocking=True)
+        for name, value in inputs.items()
+    }
+    if variant.num_patches is not None and "interpolate_pos_encoding" in parameters:
+        inputs["interpolate_pos_encoding"] = True  # how transformers' own ViTs take other sizes
+    outputs = model(**inputs)
+    if spec.task != "semantic-segmentation":
+        return {"logits": outputs.logits[:, classes].float().cpu()}
+    outputs.logits = outputs.logits[:, classes]
+    truth = [torch.as_tensor(np.array(label)).long() for label in labels]
+    maps = loaded.processor.post_process_semantic_segmentation(outputs, [tuple(label.shape) for label in truth])
+    counts = [confusion_counts(found.cpu(), label, len(classes)) for found, label in zip(maps, truth)]
+    return {"counts": torch.stack([torch.stack([c.diag(), c.sum(1), c.sum(0)]) for c in counts])}
+
+
+def predict(loaded: Loaded, spec: EvaluationSet, examples, variant: Variant, folder: Path, options: dict) -> Shards:
+    """Predicts what isn't predicted yet, and returns all of it."""
+    classes = class_map(spec, loaded.model.config.id2label)
+    crops = spec.crop == "processor" and getattr(loaded.processor, "do_center_crop", False)
+    if spec.task == "semantic-segmentation" and (crops or spec.crop not in ("processor", "square_100")):
+        raise ValueError(f"`crop` of {spec.name} must keep the whole image, as square_100 does, got {spec.crop!r}.")
+    key = {
+        "model": loaded.fingerprint,
+        "data": dataclasses.asdict(spec) | {"fingerprint": getattr(examples, "_fingerprint", None)},
+        "variant": dataclasses.asdict(variant),
+        "options": {name: value for name, value in options.items() if name != "num_workers"},
+        "device": loaded.model.device.type,
+        "versions": [torch.__version__, version("transformers")],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    batch_size = options["batch_size"]
+    shards = Shards(folder / "predictions" / digest[:16], batch_size * _BATCHES_A_FILE)
+    state = PartialState()
+    if shards.finished:
+        return shards
+    # All see the same files before any of them writes
+    state.wait_for_everyone()
+    patch_size = _patch_size(loaded.model) if variant.num_patches else None
+    steps = transform(spec, loaded.processor, variant.native, variant.num_patches, patch_size)
+    prepare = _Prepare(spec, steps, variant)
+    loader = _loader(examples, prepare, shards, batch_size, options["num_workers"], loaded.model.device.type == "cuda")
+    for number, batches in itertools.groupby(
+        _timed(loader, f"{Path(loaded.name).name} on {spec.name}"), key=lambda batch: batch[0][0][0] // shards.size
+    ):
+        _write_file(shards, number, batches, loaded, spec, classes, variant)
+    state.wait_for_everyone()
+    if not shards.numbers():
+        raise ValueError(f"The data set {spec.name} must have at least one example, got none.")
+    if state.is_main_process:
+        shards.finish()
+    state.wait_for_everyone()
+    return shards
+
+
+def _timed(loader: DataLoader, title: str) -> Iterator[tuple[tuple, float]]:
+    """Yields batches with the time that they were asked for, below a progress bar of this process."""
+    total = None if isinstance(loader.dataset, _Stream) else len(loader)
+    with tqdm(main_process_only=True, desc=title, total=total, unit="batch", leave=False) as bar:
+        start = time.perf_counter()
+        for batch in loader:
+            yield batch, start
+            bar.update()
+            start = time.perf_counter()
+
+
+def _write_file(shards: Shards, number: int, batches: Iterator, loaded: Loaded, spec, classes, variant) -> None:
+    """Predicts the batches of one file and writes it."""
+    rows, labels, tokens, seconds = [], [], 0, 0.0
+    for (_, inputs, part), start in batches:
+        rows.append(_rows(loaded, spec, classes, variant, inputs, part))
+        count = _count_tokens(loaded.model, inputs)
+        tokens = None if count is None else tokens + count
+        labels += part if spec.task != "semantic-segmentation" else [None] * len(part)
+        seconds += time.perf_counter() - start
+    facts = {"labels": labels, "tokens": tokens, "seconds": seconds, "process": PartialState().process_index}
+    shards.write(number, {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, facts)
+
+
+def sizes(loaded: Loaded, tokens: Sequence[int]) -> list[Variant]:
+    """Returns the forms in which a model takes images of each number of tokens."""
+    is_megavit = loaded.model.config.model_type == "megavit"
+    takes_sizes = is_megavit or "interpolate_pos_encoding" in inspect.signature(loaded.model.forward).parameters
+    squares = [Variant(number) for number in tokens if takes_sizes]
+    return squares + [Variant(number, native=True) for number in tokens if is_megavit]
