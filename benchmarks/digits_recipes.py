@@ -7,9 +7,9 @@
 Each training is that of the recipe digits or digits_native, with 200 steps or more, on a fifth of the training images: 287 of
 1,437, about 29 of each class. All are evaluated on the same 360 held out images. The images are 16 x 16 pixels for all of
 them; the learning rate and the crops are those of digits. Seed s decides the images, the initial weights and the
-augmentation, so that runs of one seed compare: beside the mean accuracy is its difference from the baseline's of the same seed, with a 95 % interval by Student's t over the seeds. An
-interval over three seeds is wide; what has 0 in it has not been shown to help. The negative log-likelihood, without
-smoothing, says how well the probabilities fit.
+augmentation, so that runs of one seed compare: beside the mean accuracy is its difference from the baseline's of the same
+seed, with a 95 % interval by Student's t over the seeds. An interval over three seeds is wide; what has 0 in it has not been
+shown to help. The negative log-likelihood, without smoothing, says how well the probabilities fit.
 
 The teacher is the recipe digits itself, trained on all of the 1,437 images. Masked pretraining is SimMIM's
 (https://huggingface.co/papers/2111.09886) on the same 1,437 images, without labels: both know more images than the rest.
