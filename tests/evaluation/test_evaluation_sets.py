@@ -1,7 +1,7 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
 """
 Every data set of configuration/evaluation is opened by the real settings and the real client from a replica on a loopback
-Hub, a model of known answers goes over it, and the figures are those counted by hand. Run: pytest tests/evaluation/test_data.py
+Hub, a model of known answers goes over it, and the figures are those counted by hand. Run: pytest tests/evaluation/test_evaluation_sets.py
 
 What a replica's images are painted in is what the model says of them; see tests/evaluation_replicas.py.
 """
