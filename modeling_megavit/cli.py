@@ -121,7 +121,7 @@ def predict(
     from .training.checkpoint import load_config
 
     logging.disable_progress_bar()
-    load_config(model)
+    load_config(model, "MegaVitForImageClassification")
     classifier = pipeline("image-classification", model=model)
     failed = False
     for image in images:
@@ -295,7 +295,7 @@ def explain(
     from .training.checkpoint import load_config
 
     logging.disable_progress_bar()
-    config = load_config(model)
+    config = load_config(model, "MegaVitForImageClassification")
     classifier = AutoModelForImageClassification.from_pretrained(model)
     processor = AutoImageProcessor.from_pretrained(model, backend="pil")
     photo = Image.open(image)

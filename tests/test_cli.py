@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from modeling_megavit import MegaVitConfig, MegaVitForImageClassification
+from modeling_megavit import MegaVitConfig, MegaVitForImageClassification, MegaVitForSemanticSegmentation
 from modeling_megavit.cli import app
 from modeling_megavit.image_processing_pil_megavit import MegaVitImageProcessorPil
 
@@ -72,6 +72,13 @@ def test_bad_images_are_named_and_the_others_predicted(folder, image, tmp_path):
     for name in names:
         assert sum(line.startswith(name) for line in output.splitlines()) == 1
     assert "Traceback" not in output
+
+
+def test_predict_refuses_a_model_whose_classifier_would_be_random(image, tmp_path):
+    config = MegaVitConfig.from_preset("megavit-test", num_labels=5)
+    MegaVitForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    output = megavit("predict", tmp_path / "model", image, code=1)
+    assert "must be a MegaVitForImageClassification" in output and "MegaVitForSemanticSegmentation" in output
 
 
 def test_info_counts_the_parameters_of_a_preset():

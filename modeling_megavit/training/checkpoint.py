@@ -9,13 +9,17 @@ from .. import presets
 from ..configuration_megavit import MegaVitConfig
 
 
-def load_config(name: str) -> MegaVitConfig:
+def load_config(name: str, architecture: str | None = None) -> MegaVitConfig:
     """
     Returns the configuration of a preset or of a checkpoint.
 
+    Args:
+        name (`str`): A preset, a folder or a Hub id.
+        architecture (`str`, *optional*): The class that the checkpoint must be of, whose head would be random otherwise.
+
     Raises:
         `FileNotFoundError`: if `name` is the path of a folder that doesn't exist.
-        `ValueError`: if the checkpoint isn't a MegaVit.
+        `ValueError`: if the checkpoint isn't a MegaVit, or not of `architecture`.
     """
     if name in presets.available("models"):
         return MegaVitConfig.from_preset(name)
@@ -26,4 +30,6 @@ def load_config(name: str) -> MegaVitConfig:
     config = AutoConfig.from_pretrained(name)
     if config.model_type != MegaVitConfig.model_type:
         raise ValueError(f"The model must be a MegaVit, got {name}, which is a {config.model_type!r}.")
+    if architecture is not None and architecture not in (config.architectures or ()):
+        raise ValueError(f"The model must be a {architecture}, got {name}, which is a {config.architectures}.")
     return config
