@@ -1,7 +1,7 @@
 # Copyright 2026 The MegaVit team. Licensed under the Apache License, Version 2.0.
 """What the stronger recipes are worth on the digits, where little data makes them matter most.
 
-    python benchmarks/digits_recipes.py --output_dir outputs/digits_recipes    # 1 CPU core, about 25 minutes
+    python benchmarks/digits_recipes.py --output_dir outputs/digits_recipes    # 1 CPU core, about 10 minutes
     python benchmarks/digits_recipes.py --output_dir outputs/digits_longer --steps 600 --trainings "mixup and CutMix"
 
 Each training is that of the recipe digits or digits_native, with 200 steps or more, on a fifth of the training images: 287 of

@@ -99,6 +99,7 @@ BASE_SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", BASE)
 def test_a_model_of_full_size_gives_the_outputs_of_its_own_library(source, tmp_path):
     torch.manual_seed(0)

@@ -173,7 +173,7 @@ def test_a_run_without_luck_is_one_without_mixing(text, tmp_path):
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("text", [FIXED, NATIVE], ids=["fixed", "native"])
+@pytest.mark.parametrize("text", [pytest.param(FIXED, marks=pytest.mark.slow), NATIVE], ids=["fixed", "native"])
 def test_a_resumed_run_mixes_the_same_images(text, tmp_path):
     assert_resumes_to_the_same_weights(
         tmp_path, text, "--mixup", "0.8", "--cutmix", "1", "--dataloader_num_workers", "1"

@@ -89,7 +89,7 @@ def test_side_lengths_are_scaled():
     assert draws == pytest.approx([draws[2] * 0.5, draws[2] * 0.75, draws[2]]) and 8 <= draws[2] <= 16
 
 
-@pytest.mark.parametrize("text", [FIXED, NATIVE], ids=["fixed", "native"])
+@pytest.mark.parametrize("text", [pytest.param(FIXED, marks=pytest.mark.slow), NATIVE], ids=["fixed", "native"])
 def test_a_resumed_run_goes_on_with_the_same_sizes(text, tmp_path):
     assert_resumes_to_the_same_weights(tmp_path, text, *GROWING, *DROPPING)
 

@@ -55,6 +55,7 @@ def test_two_ranks_resume_with_the_same_mixtures(tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_an_average_of_shards_is_refused(tmp_path):
     result = launch("fsdp2", tmp_path, FIXED, "--ema_decay", "0.9", "--max_steps", "1")
     assert result.returncode != 0
