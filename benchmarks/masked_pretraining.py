@@ -68,6 +68,7 @@ def probe(model: MegaVitForSemanticSegmentation, train_set, test_set, num_iterat
 
 
 def main():
+    """Pre-trains what isn't there yet, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--masked_steps", default="2000", help="steps of pre-training")

@@ -79,7 +79,7 @@ def train(
     from accelerate import PartialState
     from transformers.utils import logging
 
-    from .training.train import RESULTS, SPEED, load_task
+    from .training.train import RESULTS, is_figure, load_task
     from .training.train import train as run
 
     logging.disable_progress_bar()  # of loading and saving; Trainer's own stays
@@ -89,7 +89,7 @@ def train(
     metrics = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     table = Table("metric", "value", title=str(folder))
     for name, value in sorted(metrics.items()):
-        if name in ("train_loss", "train_runtime") or name.startswith("eval_") and not name.endswith(SPEED):
+        if name in ("train_loss", "train_runtime") or is_figure(name):
             table.add_row(name, f"{value:.4f}")
     console.print(table)
     task = load_task(folder)

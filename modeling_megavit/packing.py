@@ -210,7 +210,7 @@ class MegaVitPackingCollator:
         self.image_column, self.label_column = image_column, label_column
 
     def __call__(self, examples: list[dict] | list[list[dict]]) -> dict[str, Any]:
-        examples = [example for part in examples for example in (part if isinstance(part, list) else [part])]
+        examples = flatten_packs(examples)
         if not examples:
             raise ValueError("`examples` must hold at least one image, got none.")
         patches, grids, kept, total = [], [], [], 0
@@ -262,6 +262,11 @@ class MegaVitPackingCollator:
         """Returns the rows and columns of patches of an image of (height, width) pixels; see `get_patch_grid`."""
         processor = self.image_processor
         return get_patch_grid(*size, pair(processor.patch_size), processor.max_num_patches, side)
+
+
+def flatten_packs(examples: list[dict] | list[list[dict]]) -> list[dict]:
+    """Returns the examples of all packs in one list; examples that are in none stay."""
+    return [example for part in examples for example in (part if isinstance(part, list) else [part])]
 
 
 def _stack(labels: list) -> torch.Tensor:

@@ -8,7 +8,6 @@ import importlib
 import json
 import platform
 import re
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +19,7 @@ import torch
 from accelerate import PartialState
 
 from ..training.data import load_data
+from ..training.dense_metrics import class_scores
 from ..training.recipe import RecipeArguments
 from .corruptions import CORRUPTIONS
 from .data import EvaluationSet, class_map, load_evaluation_set, open_examples
@@ -30,6 +30,7 @@ from .metrics import (
     mean_corruption_error,
     top_k_hits,
     with_interval,
+    with_percentiles,
 )
 from .predict import DTYPES, Loaded, Variant, load_model, predict, sizes
 from .probes import extract_features, few_shot, knn, linear_probe
@@ -57,29 +58,20 @@ def segmentation_figures(counts: np.ndarray, class_names: Sequence[str], seed: i
     counts = np.asarray(counts, dtype=float)  # whole numbers still, that multiply fast
     draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=2000)
     drawn = (draws.astype(float) @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
-    value, drawn = _segmentation_scores(counts.sum(axis=0)), _segmentation_scores(drawn)
-    figures = {
-        name: {"value": float(value[name])}
-        | dict(zip(("low", "high"), np.nanpercentile(drawn[name], (2.5, 97.5)).tolist()))
-        for name in ("mean_iou", "mean_accuracy", "pixel_accuracy")
-    }
-    per_class = []
-    for index, name in enumerate(class_names):
-        known = not np.isnan(value["iou"][index])
-        low, high = np.nanpercentile(drawn["iou"][:, index], (2.5, 97.5)).tolist() if known else (None, None)
-        number = float(value["iou"][index]) if known else None
-        per_class.append({"class": str(name), "value": number, "low": low, "high": high})
-    return {"num_examples": len(counts)} | figures | {"per_class": per_class}
-
-
-def _segmentation_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """As `segmentation_scores`, of any number of counts (..., 3, classes) at once."""
-    hits, labelled, predicted = np.moveaxis(counts, -2, 0)
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a resample without any pixel
-        iou, accuracy = hits / (labelled + predicted - hits), hits / labelled
-        means = {"mean_iou": np.nanmean(iou, axis=-1), "mean_accuracy": np.nanmean(accuracy, axis=-1)}
-        return means | {"iou": iou, "pixel_accuracy": hits.sum(axis=-1) / labelled.sum(axis=-1)}
+    value, drawn = (
+        {name: score.numpy() for name, score in class_scores(*torch.from_numpy(part).unbind(-2)).items()}
+        for part in (counts.sum(axis=0), drawn)
+    )
+    names = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+    per_class = [
+        {"class": str(name)} | with_percentiles(value["iou"][index], drawn["iou"][:, index])
+        for index, name in enumerate(class_names)
+    ]
+    return (
+        {"num_examples": len(counts)}
+        | {name: with_percentiles(value[name], drawn[name]) for name in names}
+        | {"per_class": per_class}
+    )
 
 
 def evaluate(

@@ -139,7 +139,10 @@ def reliability(probabilities: np.ndarray, labels: Labels, num_bins: int = 15) -
 
 def expected_calibration_error(probabilities: np.ndarray, labels: Labels, num_bins: int = 15) -> float:
     """Computes the mean gap between confidence and accuracy over the bins of `reliability`, by their counts."""
-    bins = reliability(probabilities, labels, num_bins)
+    return _mean_gap(reliability(probabilities, labels, num_bins))
+
+
+def _mean_gap(bins: dict[str, np.ndarray]) -> float:
     gaps = np.nan_to_num(np.abs(bins["confidence"] - bins["accuracy"]))
     return float(np.average(gaps, weights=bins["counts"]))
 
@@ -296,13 +299,13 @@ def fairness(predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, se
     draws = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), size=2000)
     value, drawn = (_rates(table.reshape(*table.shape[:-1], len(names), 2, 2)) for table in (counts, draws))
     figures = {
-        name: _with_percentiles(value[name], drawn[name]) for name in ("demographic_parity_gap", "equalised_odds_gap")
+        name: with_percentiles(value[name], drawn[name]) for name in ("demographic_parity_gap", "equalised_odds_gap")
     }
     return figures | {
         "groups": {
             str(name): {
                 "num_examples": int(counts[4 * index : 4 * index + 4].sum()),
-                "accuracy": _with_percentiles(value["accuracy"][index], drawn["accuracy"][:, index]),
+                "accuracy": with_percentiles(value["accuracy"][index], drawn["accuracy"][:, index]),
             }
             | {
                 rate: _number(value[rate][index])
@@ -385,15 +388,15 @@ def _calibration(logits: np.ndarray, labels: Labels, temperatures: list[float]) 
     probabilities = softmax(logits, axis=1)
     bins = reliability(probabilities, labels)
     return {
-        "expected_calibration_error": expected_calibration_error(probabilities, labels),
+        "expected_calibration_error": _mean_gap(bins),
         "negative_log_likelihood": negative_log_likelihood(logits, labels),
         "reliability": {name: [_number(value) for value in values] for name, values in bins.items()},
         "temperatures": temperatures,
     }
 
 
-def _with_percentiles(value: float, drawn: np.ndarray) -> dict[str, float | None]:
-    """Makes what `with_interval` does of a figure and its resamples."""
+def with_percentiles(value: float, drawn: np.ndarray) -> dict[str, float | None]:
+    """Makes what `with_interval` does of a figure and its resamples, `(resamples,)`; None where the figure is NaN."""
     if np.isnan(value):
         return {"value": None, "low": None, "high": None}
     low, high = np.nanpercentile(drawn, (2.5, 97.5))

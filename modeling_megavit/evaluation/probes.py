@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 
 from ..attribution import evaluation
 from .metrics import with_interval
+from .shards import whole
 
 
 # Examples of a file of features: what a killed run loses at most
@@ -333,6 +334,5 @@ def _pooled(model: PreTrainedModel, loader: DataLoader) -> Iterator[np.ndarray]:
 
 def _write(arrays: dict[str, np.ndarray], path: Path) -> None:
     """Writes a file that is whole or isn't there."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file(arrays, part)
-    os.replace(part, path)
+    with whole(path) as part:
+        save_file(arrays, part)

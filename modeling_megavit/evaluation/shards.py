@@ -4,6 +4,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,18 @@ from safetensors.torch import save_file
 _END = "complete.json"
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields where to write a file, that `path` is either the old one or whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    yield part
+    os.replace(part, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is either the old one or whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "w", encoding="utf-8", newline="") as file:
+    with whole(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
         file.write(text)
-    os.replace(part, path)
 
 
 class Shards:
@@ -41,9 +49,9 @@ class Shards:
 
     def write(self, number: int, tensors: dict[str, torch.Tensor], facts: dict) -> None:
         """Writes file `number`: `tensors`, one row for each example, and `facts`, anything that JSON takes."""
-        part = self.folder / f".{number:05d}.{os.getpid()}"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"facts": json.dumps(facts)})
-        os.replace(part, self.path(number))
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with whole(self.path(number)) as part:
+            save_file(tensors, part, {"facts": json.dumps(facts)})
 
     def finish(self) -> None:
         """Notes that no file is missing, and clears what killed processes left."""

@@ -58,12 +58,28 @@ def segmentation_scores(counts: torch.Tensor) -> dict[str, float]:
     counts = counts.double()
     if not counts.sum():
         raise ValueError("`counts` must have at least one pixel, got none: all labels are ignored.")
-    hits, labelled, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+    scores = class_scores(counts.diag(), counts.sum(1), counts.sum(0))
+    return {name: score.item() for name, score in scores.items() if name != "iou"}
+
+
+def class_scores(hits: torch.Tensor, labelled: torch.Tensor, predicted: torch.Tensor) -> dict[str, torch.Tensor]:
+    """
+    Computes what `segmentation_scores` does, of any number of segmentations at once.
+
+    Args:
+        hits, labelled, predicted (`torch.Tensor` of shape `(..., num_labels)`): Pixels of each class, as floats.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `mean_iou`, `mean_accuracy` and `pixel_accuracy` of shape `(...)`, and `iou` of shape
+        `(..., num_labels)`, NaN for a class without pixels.
+    """
     # 0 / 0 is NaN, which nanmean leaves out
+    iou = hits / (labelled + predicted - hits)
     return {
-        "mean_iou": (hits / (labelled + predicted - hits)).nanmean().item(),
-        "mean_accuracy": (hits / labelled).nanmean().item(),
-        "pixel_accuracy": (hits.sum() / counts.sum()).item(),
+        "mean_iou": iou.nanmean(-1),
+        "mean_accuracy": (hits / labelled).nanmean(-1),
+        "pixel_accuracy": hits.sum(-1) / labelled.sum(-1),
+        "iou": iou,
     }
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from ..image_processing_pil_megavit import pair
+from ..modeling_megavit import split_maps, spread_patches
 
 
 @dataclass(frozen=True)
@@ -147,20 +148,14 @@ class Teacher:
             patches = pixel_values.unflatten(2, (-1, self.num_channels)) * self.scale + self.shift
             inputs = {"spatial_shapes": grids, "packing": inputs["packing"]}
             return self.model(pixel_values=patches.flatten(2), **inputs).logits[:, self.order]
-        images = [pixel_values] if grids is None else self._take_apart(pixel_values[0], grids.tolist())
+        images = [pixel_values]
+        if grids is not None:
+            parts = split_maps(pixel_values, grids.tolist())
+            images = [spread_patches(part, self.patch_size)[None] for part in parts]
         images = torch.cat([self._resize(image) for image in images])
         return self.model(pixel_values=images * self.scale[:, None, None] + self.shift[:, None, None]).logits[
             :, self.order
         ]
-
-    def _take_apart(self, patches: torch.Tensor, grids: list[list[int]]) -> list[torch.Tensor]:
-        """(patches, patch_dim) -> images (1, channels, height, width)."""
-        height, width = self.patch_size
-        images = []
-        for part, (rows, columns) in zip(patches.split([rows * columns for rows, columns in grids]), grids):
-            pixels = part.reshape(rows, columns, height, width, -1).permute(4, 0, 2, 1, 3)
-            images.append(pixels.reshape(1, -1, rows * height, columns * width))
-        return images
 
     def _resize(self, images: torch.Tensor) -> torch.Tensor:
         """Resizes images (images, channels, height, width) to the teacher's size."""

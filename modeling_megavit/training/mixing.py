@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..packing import MegaVitPackingCollator
+from ..packing import MegaVitPackingCollator, flatten_packs
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class MixingCollator(MegaVitPackingCollator):
         self.mixing = mixing
 
     def __call__(self, examples: list[dict] | list[list[dict]]) -> dict:
-        examples = [example for part in examples for example in (part if isinstance(part, list) else [part])]
+        examples = flatten_packs(examples)
         if not examples or "plan" not in examples[0]:  # an evaluation
             return super().__call__(examples)
         paired, shares = [], []

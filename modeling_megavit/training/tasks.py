@@ -25,7 +25,7 @@ from ..modeling_megavit import (
     split_maps,
     spread_patches,
 )
-from ..packing import MegaVitPackingCollator, pair
+from ..packing import MegaVitPackingCollator, flatten_packs, pair
 from . import dense_metrics, report
 from .augmentation import ImageAugmentation, draw_mask
 from .data import ImageData
@@ -345,7 +345,7 @@ class MapPackingCollator(MegaVitPackingCollator):
     """Packs images with their maps, which a row has as `map`: `labels` are (height, width) of each image."""
 
     def __call__(self, examples):
-        examples = [example for part in examples for example in (part if isinstance(part, list) else [part])]
+        examples = flatten_packs(examples)
         batch = super().__call__(examples)
         sizes = batch["spatial_shapes"] * torch.tensor(pair(self.image_processor.patch_size))
         labels = [self._bring_to(example, size) for example, size in zip(examples, sizes.tolist())]
@@ -367,7 +367,7 @@ class MaskingCollator(MegaVitPackingCollator):
         self.task = task
 
     def __call__(self, examples):
-        examples = [example for part in examples for example in (part if isinstance(part, list) else [part])]
+        examples = flatten_packs(examples)
         batch = super().__call__(examples)
         # Images of the evaluation have no plan.
         seeds = [

@@ -36,7 +36,7 @@ from .trainer import MegaVitTrainer, last_complete_checkpoint
 RECIPE = "recipe.yaml"
 RESULTS = "all_results.json"
 # How the names of Trainer's figures end that are of the machine, not of the model
-SPEED = ("_runtime", "_per_second", "_time")
+_SPEED = ("_runtime", "_per_second", "_time")
 
 
 def train(recipe: str, options: list[str] | None = None) -> Path:
@@ -249,6 +249,11 @@ def _write_recipe(output_dir: Path, given: dict) -> None:
     os.replace(unfinished, output_dir / RECIPE)
 
 
+def is_figure(name: str) -> bool:
+    """Says whether one of Trainer's metrics is the model's on held-out data, and not the machine's."""
+    return name.startswith("eval_") and not name.endswith(_SPEED)
+
+
 def load_task(output_dir: Path) -> str:
     """Returns the task of a finished run."""
     return yaml.safe_load((output_dir / RECIPE).read_text(encoding="utf-8")).get("task", RecipeArguments.task)
@@ -280,7 +285,7 @@ def _card_facts(
         origin="*A draft by `megavit train`: check the licence, and say what the model is for.*",
         dataset=Path(recipe.dataset).name if is_local else recipe.dataset,
         dataset_on_hub=not is_local and not is_bundled,
-        metrics={name: metrics[name] for name in metrics if name.startswith("eval_") and not name.endswith(SPEED)},
+        metrics={name: value for name, value in metrics.items() if is_figure(name)},
         num_images=(len(data.train), len(data.evaluation)),
         hardware=hardware,
         pictures=pictures,
