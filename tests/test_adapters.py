@@ -72,12 +72,7 @@ def train_on_digits():
     return fit(MegaVitForImageClassification(config), *digits(), epochs=16, learning_rate=3e-3, weight_decay=0.3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the same sums in the same order in all runs
 
 
 @pytest.fixture(scope="module")

@@ -39,12 +39,7 @@ INT4 = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the same sums in the same order in all runs
 
 
 @pytest.fixture(scope="module")

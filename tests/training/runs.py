@@ -10,14 +10,11 @@ from modeling_megavit.training.recipe import read_recipe
 from modeling_megavit.training.train import build_trainer, train
 
 
-FIXED = """
+COMMON = """
 model: megavit-test
 config: {hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, image_size: 16, patch_size: 4}
-image_processor: {size: {height: 16, width: 16}, do_center_crop: false}
 crop_scale: [0.5, 1.0]
 max_steps: 6
-per_device_train_batch_size: 16
-per_device_eval_batch_size: 360
 learning_rate: 1e-2
 eval_strategy: steps
 eval_steps: 3
@@ -27,28 +24,27 @@ use_cpu: true
 cpu_threads: 1
 report_to: none
 """
-NATIVE = """
-model: megavit-test
-config: {hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, image_size: 16, patch_size: 4}
+FIXED = (
+    COMMON
+    + """
+image_processor: {size: {height: 16, width: 16}, do_center_crop: false}
+per_device_train_batch_size: 16
+per_device_eval_batch_size: 360
+"""
+)
+NATIVE = (
+    COMMON
+    + """
 image_processor: {max_num_patches: 64}
 dataset: digits_native
 eval_split: test
 resolution: native
 token_budget: 256
 side_lengths: [8, 24]
-crop_scale: [0.5, 1.0]
-max_steps: 6
 per_device_train_batch_size: 1
 per_device_eval_batch_size: 120
-learning_rate: 1e-2
-eval_strategy: steps
-eval_steps: 3
-logging_steps: 1
-save_steps: 4
-use_cpu: true
-cpu_threads: 1
-report_to: none
 """
+)
 
 
 def build(folder, text, *options):
